@@ -1,1 +1,7 @@
-//! Wire.
+//! What operator and agents say to each other, as values: `control` is the operator's view of an
+//! agent (gRPC), `data` the protocol between two agents. This crate opens no socket and knows
+//! nothing of btrfs or Kubernetes; operator and agent meet here and nowhere else.
+
+pub mod control;
+#[cfg(any())] // until its modules are there
+pub mod data;
