@@ -1,1 +1,15 @@
-//! btrfs.
+//! What this product needs of btrfs, straight from the kernel's ioctls: subvolumes, snapshots, send.
+//! No network, no async, no paths: everything is relative to an open directory and names one entry of it.
+//!
+//! [`Subvolume`] is where to start.
+
+mod error;
+mod subvolume;
+mod sys;
+
+pub use error::Error;
+pub use rustix::io::Errno;
+pub use subvolume::{
+    Access, Subvolume, SubvolumeInfo, create, delete, file_system_id, is_btrfs, is_subvolume,
+    snapshot, sync, sync_dir,
+};
