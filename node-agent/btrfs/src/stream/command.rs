@@ -1,0 +1,525 @@
+//! The commands of a stream, typed, and how each is made from its attributes. Applying them is
+//! [`crate::receive`]'s.
+
+use uuid::Uuid;
+
+use super::attributes::Attributes;
+use super::{Attribute, Kind, MAX_ENCODED, Problem, TreePath};
+
+/// The longest name that an extended attribute can have (`XATTR_NAME_MAX`).
+const MAX_XATTR_NAME: usize = 255;
+
+/// The longest target that a symbolic link can have, its closing NUL not counted.
+const MAX_TARGET: usize = 4095;
+
+/// The type bits of a mode, and their values for what MKNOD, MKFIFO and MKSOCK make
+/// (`include/uapi/linux/stat.h`).
+const S_IFMT: u64 = 0o170_000;
+const S_IFIFO: u64 = 0o010_000;
+const S_IFCHR: u64 = 0o020_000;
+const S_IFBLK: u64 = 0o060_000;
+const S_IFSOCK: u64 = 0o140_000;
+
+/// A point in time as the file system keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timestamp {
+    /// Seconds since 1970, negative before.
+    pub seconds: i64,
+    /// Less than 1,000,000,000, forward from `seconds`.
+    pub nanoseconds: u32,
+}
+
+/// How an extent is compressed (`BTRFS_ENCODED_IO_COMPRESSION_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Their names say it.
+pub enum Compression {
+    Zlib,
+    Zstd,
+    /// In sectors of so many bytes, each compressed alone.
+    Lzo {
+        sector: u32,
+    },
+}
+
+/// A compressed extent, and the part of it that shows in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoded<'a> {
+    /// How `data` is compressed.
+    pub compression: Compression,
+    /// At most 128 KiB; may be padded beyond the compressed data's own end.
+    pub data: &'a [u8],
+    /// Bytes of the extent before compression, at most 128 KiB.
+    pub unencoded_len: u64,
+    /// Where in the extent the part begins that shows in the file.
+    pub unencoded_offset: u64,
+    /// Bytes of that part, which lies within the extent.
+    pub file_len: u64,
+}
+
+/// One command. Offsets and lengths are bytes, and lie within what a file can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Fields are named as the wire's attributes, which the kernel documents.
+pub enum Command<'a> {
+    /// Begins a full stream. `uuid` and `ctransid` identify the content.
+    Subvol {
+        name: TreePath<'a>,
+        uuid: Uuid,
+        ctransid: u64,
+    },
+    /// Begins an increment to the parent that `clone_uuid` identifies.
+    Snapshot {
+        name: TreePath<'a>,
+        uuid: Uuid,
+        ctransid: u64,
+        clone_uuid: Uuid,
+        clone_ctransid: u64,
+    },
+    Mkfile {
+        path: TreePath<'a>,
+        ino: u64,
+    },
+    Mkdir {
+        path: TreePath<'a>,
+        ino: u64,
+    },
+    /// A character or block device; `mode` carries the type, `rdev` the kernel's 32-bit encoding.
+    Mknod {
+        path: TreePath<'a>,
+        ino: u64,
+        mode: u32,
+        rdev: u32,
+    },
+    Mkfifo {
+        path: TreePath<'a>,
+        ino: u64,
+        mode: u32,
+        rdev: u32,
+    },
+    Mksock {
+        path: TreePath<'a>,
+        ino: u64,
+        mode: u32,
+        rdev: u32,
+    },
+    /// `target` is any string without NUL.
+    Symlink {
+        path: TreePath<'a>,
+        ino: u64,
+        target: &'a [u8],
+    },
+    Rename {
+        path: TreePath<'a>,
+        to: TreePath<'a>,
+    },
+    /// `path` becomes another name of `existing`.
+    Link {
+        path: TreePath<'a>,
+        existing: TreePath<'a>,
+    },
+    Unlink {
+        path: TreePath<'a>,
+    },
+    Rmdir {
+        path: TreePath<'a>,
+    },
+    SetXattr {
+        path: TreePath<'a>,
+        name: &'a [u8],
+        value: &'a [u8],
+    },
+    RemoveXattr {
+        path: TreePath<'a>,
+        name: &'a [u8],
+    },
+    Write {
+        path: TreePath<'a>,
+        offset: u64,
+        data: &'a [u8],
+    },
+    /// `path` shares `length` bytes of `source_path` in the snapshot that `source` identifies.
+    Clone {
+        path: TreePath<'a>,
+        offset: u64,
+        length: u64,
+        source: Uuid,
+        source_ctransid: u64,
+        source_path: TreePath<'a>,
+        source_offset: u64,
+    },
+    Truncate {
+        path: TreePath<'a>,
+        size: u64,
+    },
+    /// `mode` is the permission bits, with or without the type.
+    Chmod {
+        path: TreePath<'a>,
+        mode: u32,
+    },
+    Chown {
+        path: TreePath<'a>,
+        uid: u32,
+        gid: u32,
+    },
+    Utimes {
+        path: TreePath<'a>,
+        atime: Timestamp,
+        mtime: Timestamp,
+        ctime: Timestamp,
+        otime: Option<Timestamp>,
+    },
+    /// Stands for data in streams that were asked for without any.
+    UpdateExtent {
+        path: TreePath<'a>,
+        offset: u64,
+        length: u64,
+    },
+    /// `mode` as fallocate(2) takes it.
+    Fallocate {
+        path: TreePath<'a>,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    },
+    /// `flags` as the inode item keeps them (`BTRFS_INODE_*`).
+    Fileattr {
+        path: TreePath<'a>,
+        flags: u64,
+    },
+    EncodedWrite {
+        path: TreePath<'a>,
+        offset: u64,
+        encoded: Encoded<'a>,
+    },
+    /// The stream is complete.
+    End,
+}
+
+impl<'a> Command<'a> {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Command::Subvol { .. } => Kind::Subvol,
+            Command::Snapshot { .. } => Kind::Snapshot,
+            Command::Mkfile { .. } => Kind::Mkfile,
+            Command::Mkdir { .. } => Kind::Mkdir,
+            Command::Mknod { .. } => Kind::Mknod,
+            Command::Mkfifo { .. } => Kind::Mkfifo,
+            Command::Mksock { .. } => Kind::Mksock,
+            Command::Symlink { .. } => Kind::Symlink,
+            Command::Rename { .. } => Kind::Rename,
+            Command::Link { .. } => Kind::Link,
+            Command::Unlink { .. } => Kind::Unlink,
+            Command::Rmdir { .. } => Kind::Rmdir,
+            Command::SetXattr { .. } => Kind::SetXattr,
+            Command::RemoveXattr { .. } => Kind::RemoveXattr,
+            Command::Write { .. } => Kind::Write,
+            Command::Clone { .. } => Kind::Clone,
+            Command::Truncate { .. } => Kind::Truncate,
+            Command::Chmod { .. } => Kind::Chmod,
+            Command::Chown { .. } => Kind::Chown,
+            Command::Utimes { .. } => Kind::Utimes,
+            Command::UpdateExtent { .. } => Kind::UpdateExtent,
+            Command::Fallocate { .. } => Kind::Fallocate,
+            Command::Fileattr { .. } => Kind::Fileattr,
+            Command::EncodedWrite { .. } => Kind::EncodedWrite,
+            Command::End => Kind::End,
+        }
+    }
+
+    /// The path it is about; none for what is about the whole subvolume.
+    pub fn path(&self) -> Option<TreePath<'a>> {
+        match *self {
+            Command::Subvol { .. } | Command::Snapshot { .. } | Command::End => None,
+            Command::Mkfile { path, .. }
+            | Command::Mkdir { path, .. }
+            | Command::Mknod { path, .. }
+            | Command::Mkfifo { path, .. }
+            | Command::Mksock { path, .. }
+            | Command::Symlink { path, .. }
+            | Command::Rename { path, .. }
+            | Command::Link { path, .. }
+            | Command::Unlink { path }
+            | Command::Rmdir { path }
+            | Command::SetXattr { path, .. }
+            | Command::RemoveXattr { path, .. }
+            | Command::Write { path, .. }
+            | Command::Clone { path, .. }
+            | Command::Truncate { path, .. }
+            | Command::Chmod { path, .. }
+            | Command::Chown { path, .. }
+            | Command::Utimes { path, .. }
+            | Command::UpdateExtent { path, .. }
+            | Command::Fallocate { path, .. }
+            | Command::Fileattr { path, .. }
+            | Command::EncodedWrite { path, .. } => Some(path),
+        }
+    }
+
+    /// Makes the command from its attributes, each of which it must take.
+    pub(super) fn parse(
+        kind: Kind,
+        mut attributes: Attributes<'a>,
+    ) -> Result<Command<'a>, Problem> {
+        let command = Command::take(kind, &mut attributes)?;
+        attributes.finish()?;
+        Ok(command)
+    }
+
+    fn take(kind: Kind, a: &mut Attributes<'a>) -> Result<Command<'a>, Problem> {
+        use Attribute as A;
+        Ok(match kind {
+            Kind::Subvol => Command::Subvol {
+                name: a.name(A::Path)?,
+                uuid: a.uuid(A::Uuid)?,
+                ctransid: a.u64(A::Ctransid)?,
+            },
+            Kind::Snapshot => Command::Snapshot {
+                name: a.name(A::Path)?,
+                uuid: a.uuid(A::Uuid)?,
+                ctransid: a.u64(A::Ctransid)?,
+                clone_uuid: a.uuid(A::CloneUuid)?,
+                clone_ctransid: a.u64(A::CloneCtransid)?,
+            },
+            Kind::Mkfile => Command::Mkfile {
+                path: a.path(A::Path)?,
+                ino: a.u64(A::Ino)?,
+            },
+            Kind::Mkdir => Command::Mkdir {
+                path: a.path(A::Path)?,
+                ino: a.u64(A::Ino)?,
+            },
+            Kind::Mknod => {
+                let (path, ino, mode, rdev) = special(a, &[S_IFCHR, S_IFBLK])?;
+                Command::Mknod {
+                    path,
+                    ino,
+                    mode,
+                    rdev,
+                }
+            }
+            Kind::Mkfifo => {
+                let (path, ino, mode, rdev) = special(a, &[S_IFIFO])?;
+                Command::Mkfifo {
+                    path,
+                    ino,
+                    mode,
+                    rdev,
+                }
+            }
+            Kind::Mksock => {
+                let (path, ino, mode, rdev) = special(a, &[S_IFSOCK])?;
+                Command::Mksock {
+                    path,
+                    ino,
+                    mode,
+                    rdev,
+                }
+            }
+            Kind::Symlink => Command::Symlink {
+                path: a.path(A::Path)?,
+                ino: a.u64(A::Ino)?,
+                target: a.string(A::PathLink, MAX_TARGET, "1 to 4095")?,
+            },
+            Kind::Rename => Command::Rename {
+                path: a.path(A::Path)?,
+                to: a.path(A::PathTo)?,
+            },
+            Kind::Link => Command::Link {
+                path: a.path(A::Path)?,
+                existing: a.path(A::PathLink)?,
+            },
+            Kind::Unlink => Command::Unlink {
+                path: a.path(A::Path)?,
+            },
+            Kind::Rmdir => Command::Rmdir {
+                path: a.path(A::Path)?,
+            },
+            Kind::SetXattr => Command::SetXattr {
+                path: a.path(A::Path)?,
+                name: a.string(A::XattrName, MAX_XATTR_NAME, "1 to 255")?,
+                value: a.bytes(A::XattrData)?,
+            },
+            Kind::RemoveXattr => Command::RemoveXattr {
+                path: a.path(A::Path)?,
+                name: a.string(A::XattrName, MAX_XATTR_NAME, "1 to 255")?,
+            },
+            Kind::Write => {
+                let data = a.bytes(A::Data)?;
+                let offset = a.offset(A::FileOffset, data.len() as u64)?;
+                Command::Write {
+                    path: a.path(A::Path)?,
+                    offset,
+                    data,
+                }
+            }
+            Kind::Clone => clone(a)?,
+            Kind::Truncate => Command::Truncate {
+                path: a.path(A::Path)?,
+                size: a.offset(A::Size, 0)?,
+            },
+            Kind::Chmod => Command::Chmod {
+                path: a.path(A::Path)?,
+                mode: a.narrow(A::Mode)?,
+            },
+            Kind::Chown => Command::Chown {
+                path: a.path(A::Path)?,
+                uid: a.narrow(A::Uid)?,
+                gid: a.narrow(A::Gid)?,
+            },
+            Kind::Utimes => Command::Utimes {
+                path: a.path(A::Path)?,
+                atime: a.timestamp(A::Atime)?,
+                mtime: a.timestamp(A::Mtime)?,
+                ctime: a.timestamp(A::Ctime)?,
+                otime: a.optional_timestamp(A::Otime)?,
+            },
+            Kind::End => Command::End,
+            Kind::UpdateExtent => {
+                let length = a.u64(A::Size)?;
+                let offset = a.offset(A::FileOffset, length)?;
+                Command::UpdateExtent {
+                    path: a.path(A::Path)?,
+                    offset,
+                    length,
+                }
+            }
+            Kind::Fallocate => {
+                let length = a.u64(A::Size)?;
+                let offset = a.offset(A::FileOffset, length)?;
+                let mode = a.u32(A::FallocateMode)?;
+                Command::Fallocate {
+                    path: a.path(A::Path)?,
+                    mode,
+                    offset,
+                    length,
+                }
+            }
+            Kind::Fileattr => Command::Fileattr {
+                path: a.path(A::Path)?,
+                flags: a.u64(A::Fileattr)?,
+            },
+            Kind::EncodedWrite => {
+                let encoded = encoded(a)?;
+                let offset = a.offset(A::FileOffset, encoded.file_len)?;
+                Command::EncodedWrite {
+                    path: a.path(A::Path)?,
+                    offset,
+                    encoded,
+                }
+            }
+        })
+    }
+}
+
+/// What MKNOD, MKFIFO and MKSOCK carry alike: path, inode number, mode and device.
+fn special<'a>(
+    a: &mut Attributes<'a>,
+    types: &[u64],
+) -> Result<(TreePath<'a>, u64, u32, u32), Problem> {
+    let path = a.path(Attribute::Path)?;
+    let ino = a.u64(Attribute::Ino)?;
+    let mode = a.narrow(Attribute::Mode)?;
+    if !types.contains(&(u64::from(mode) & S_IFMT)) {
+        let wanted = "a mode of the type that the command makes";
+        return Err(Problem::Value {
+            attribute: Attribute::Mode,
+            value: mode.into(),
+            wanted,
+        });
+    }
+    Ok((path, ino, mode, a.narrow(Attribute::Rdev)?))
+}
+
+fn clone<'a>(a: &mut Attributes<'a>) -> Result<Command<'a>, Problem> {
+    use Attribute as A;
+    let length = a.u64(A::CloneLen)?;
+    if length == 0 {
+        // FICLONERANGE takes 0 for "up to the end", which no stream means.
+        let wanted = "at least 1";
+        return Err(Problem::Value {
+            attribute: A::CloneLen,
+            value: 0,
+            wanted,
+        });
+    }
+    Ok(Command::Clone {
+        path: a.path(A::Path)?,
+        offset: a.offset(A::FileOffset, length)?,
+        length,
+        source: a.uuid(A::CloneUuid)?,
+        source_ctransid: a.u64(A::CloneCtransid)?,
+        source_path: a.path(A::ClonePath)?,
+        source_offset: a.offset(A::CloneOffset, length)?,
+    })
+}
+
+fn encoded<'a>(a: &mut Attributes<'a>) -> Result<Encoded<'a>, Problem> {
+    use Attribute as A;
+    let data = a.bytes(A::Data)?;
+    if data.len() > MAX_ENCODED {
+        let wanted = "at most 131072";
+        return Err(Problem::Size {
+            attribute: A::Data,
+            length: data.len(),
+            wanted,
+        });
+    }
+    let unencoded_len = a.u64(A::UnencodedLen)?;
+    if unencoded_len > MAX_ENCODED as u64 {
+        let wanted = "at most 131072";
+        return Err(Problem::Value {
+            attribute: A::UnencodedLen,
+            value: unencoded_len,
+            wanted,
+        });
+    }
+    let unencoded_offset = a.u64(A::UnencodedOffset)?;
+    let file_len = a.u64(A::UnencodedFileLen)?;
+    if unencoded_offset
+        .checked_add(file_len)
+        .is_none_or(|end| end > unencoded_len)
+    {
+        return Err(Problem::EncodedRange(
+            file_len,
+            unencoded_offset,
+            unencoded_len,
+        ));
+    }
+    let compression = compression(a.u32(A::Compression)?)?;
+    if let Some(encryption @ 1..) = a.optional_u32(A::Encryption)? {
+        let wanted = "0, for none";
+        let value = encryption.into();
+        return Err(Problem::Value {
+            attribute: A::Encryption,
+            value,
+            wanted,
+        });
+    }
+    Ok(Encoded {
+        compression,
+        data,
+        unencoded_len,
+        unencoded_offset,
+        file_len,
+    })
+}
+
+fn compression(number: u32) -> Result<Compression, Problem> {
+    Ok(match number {
+        1 => Compression::Zlib,
+        2 => Compression::Zstd,
+        // 3 is sectors of 4 KiB; each further one doubles them, up to 64 KiB.
+        3..=7 => Compression::Lzo {
+            sector: 4096 << (number - 3),
+        },
+        _ => {
+            let wanted = "1 to 7";
+            let attribute = Attribute::Compression;
+            return Err(Problem::Value {
+                attribute,
+                value: number.into(),
+                wanted,
+            });
+        }
+    })
+}
