@@ -14,10 +14,11 @@ use linux_raw_sys::btrfs::{
     btrfs_ioctl_vol_args_v2__bindgen_ty_2 as NameUnion,
 };
 use linux_raw_sys::ctypes::c_char;
+use linux_raw_sys::general::file_clone_range;
 use linux_raw_sys::ioctl::{
     BTRFS_IOC_FS_INFO, BTRFS_IOC_GET_SUBVOL_INFO, BTRFS_IOC_SEND, BTRFS_IOC_SET_RECEIVED_SUBVOL,
     BTRFS_IOC_SNAP_CREATE_V2, BTRFS_IOC_SNAP_DESTROY_V2, BTRFS_IOC_SUBVOL_CREATE_V2,
-    BTRFS_IOC_SUBVOL_GETFLAGS, BTRFS_IOC_SUBVOL_SETFLAGS,
+    BTRFS_IOC_SUBVOL_GETFLAGS, BTRFS_IOC_SUBVOL_SETFLAGS, FICLONERANGE,
 };
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl};
@@ -41,6 +42,7 @@ const _: () = {
     assert!(
         argument_size(BTRFS_IOC_GET_SUBVOL_INFO) == size_of::<btrfs_ioctl_get_subvol_info_args>()
     );
+    assert!(argument_size(FICLONERANGE) == size_of::<file_clone_range>());
     assert!(argument_size(BTRFS_IOC_FS_INFO) == size_of::<btrfs_ioctl_fs_info_args>());
 };
 
@@ -170,6 +172,41 @@ pub(crate) fn send(source: BorrowedFd<'_>, out: BorrowedFd<'_>, what: SendArgs<'
     // SAFETY: the opcode reads a btrfs_ioctl_send_args, and `clone_sources_count` ids from the
     // pointer in it, during the call; slice and descriptor are borrowed for longer.
     unsafe { ioctl(source, Setter::<OPCODE, _>::new(args)) }
+}
+
+/// Makes `length` bytes of `target` at `offset` share the extents of `source` at `source_offset`.
+pub(crate) fn clone_range(
+    target: BorrowedFd<'_>,
+    source: BorrowedFd<'_>,
+    source_offset: u64,
+    length: u64,
+    offset: u64,
+) -> Result<()> {
+    const OPCODE: Opcode = FICLONERANGE as Opcode;
+    let args = file_clone_range {
+        src_fd: i64::from(source.as_raw_fd()),
+        src_offset: source_offset,
+        src_length: length,
+        dest_offset: offset,
+    };
+    // SAFETY: the opcode reads a file_clone_range, during the call; the size is asserted above, and
+    // the descriptor in it is borrowed for longer.
+    unsafe { ioctl(target, Setter::<OPCODE, _>::new(args)) }
+}
+
+/// Starts writing back the pages of `fd` from `offset` on, and does not wait for it.
+pub(crate) fn start_write_back(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()> {
+    let (Ok(offset), Ok(length)) = (offset.try_into(), length.try_into()) else {
+        return Err(Errno::INVAL);
+    };
+    // SAFETY: takes and returns integers only; the descriptor is borrowed for longer than the call.
+    let result = unsafe {
+        libc::sync_file_range(fd.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE)
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
 }
 
 /// The argument of the calls that name an entry of a directory; `name` gets its NUL here.
