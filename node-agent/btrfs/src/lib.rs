@@ -4,6 +4,7 @@
 //! [`Subvolume`] is where to start.
 
 mod error;
+pub mod receive;
 pub mod stream;
 mod subvolume;
 mod sys;

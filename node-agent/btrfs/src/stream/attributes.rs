@@ -97,7 +97,22 @@ impl<'a> Attributes<'a> {
         Ok(value.transpose()?.map(u32::from_le_bytes))
     }
 
-    /// A number that is 64 bits wide on the wire and 32 in the kernel, as ids and devices are.
+    /// An owner or group. All ones is no id: chown(2) takes it for "leave as it is".
+    pub(super) fn id(&mut self, attribute: Attribute) -> Result<u32, Problem> {
+        match self.narrow(attribute)? {
+            u32::MAX => {
+                let wanted = "less than 2^32 - 1";
+                Err(Problem::Value {
+                    attribute,
+                    value: u32::MAX.into(),
+                    wanted,
+                })
+            }
+            id => Ok(id),
+        }
+    }
+
+    /// A number that is 64 bits wide on the wire and 32 in the kernel, as modes and devices are.
     pub(super) fn narrow(&mut self, attribute: Attribute) -> Result<u32, Problem> {
         let value = self.u64(attribute)?;
         let wanted = "less than 2^32";

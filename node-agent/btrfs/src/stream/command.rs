@@ -363,8 +363,8 @@ impl<'a> Command<'a> {
             },
             Kind::Chown => Command::Chown {
                 path: a.path(A::Path)?,
-                uid: a.narrow(A::Uid)?,
-                gid: a.narrow(A::Gid)?,
+                uid: a.id(A::Uid)?,
+                gid: a.id(A::Gid)?,
             },
             Kind::Utimes => Command::Utimes {
                 path: a.path(A::Path)?,

@@ -39,6 +39,9 @@ pub enum NameError {
 }
 
 impl<'a> TreePath<'a> {
+    /// The subvolume's root directory.
+    pub const ROOT: TreePath<'static> = TreePath(&[]);
+
     /// Checks `bytes`.
     ///
     /// # Errors
@@ -86,7 +89,7 @@ impl<'a> TreePath<'a> {
         }
         Some(match self.0.iter().rposition(|&b| b == b'/') {
             Some(slash) => (TreePath(&self.0[..slash]), &self.0[slash + 1..]),
-            None => (TreePath(&[]), self.0),
+            None => (TreePath::ROOT, self.0),
         })
     }
 }

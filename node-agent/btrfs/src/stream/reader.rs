@@ -42,10 +42,8 @@ pub struct Reader<R> {
     buffer: Vec<u8>,
     /// Bytes of `buffer` that are the payload of the command that was read last.
     length: usize,
-    /// The command that was read last.
-    position: Position,
-    /// Where the next one starts.
-    next: u64,
+    /// Where the next command starts.
+    upcoming: Position,
     ended: bool,
 }
 
@@ -85,8 +83,10 @@ impl<R: Read> Reader<R> {
             version,
             buffer: Vec::new(),
             length: 0,
-            position,
-            next: STREAM_HEADER as u64,
+            upcoming: Position {
+                command: 1,
+                offset: STREAM_HEADER as u64,
+            },
             ended: false,
         }))
     }
@@ -96,14 +96,9 @@ impl<R: Read> Reader<R> {
         self.version
     }
 
-    /// Where the command starts that was read last.
-    pub fn position(&self) -> Position {
-        self.position
-    }
-
-    /// Bytes of the stream that have been read.
-    pub fn bytes(&self) -> u64 {
-        self.next
+    /// Where the next command starts, which is where the last one ended.
+    pub fn upcoming(&self) -> Position {
+        self.upcoming
     }
 
     /// Reads the next command, END included; `None` after END.
@@ -115,11 +110,7 @@ impl<R: Read> Reader<R> {
         if self.ended {
             return Ok(None);
         }
-        self.position = Position {
-            command: self.position.command + 1,
-            offset: self.next,
-        };
-        let position = self.position;
+        let position = self.upcoming;
         // An error ends the stream; a command other than END takes this back.
         self.ended = true;
         let kind = self
@@ -129,7 +120,10 @@ impl<R: Read> Reader<R> {
                 command,
                 problem,
             })?;
-        self.next += (COMMAND_HEADER + self.length) as u64;
+        self.upcoming = Position {
+            command: position.command + 1,
+            offset: position.offset + (COMMAND_HEADER + self.length) as u64,
+        };
         self.ended = kind == Kind::End;
         Attributes::parse(&self.buffer[..self.length], self.version)
             .and_then(|attributes| Command::parse(kind, attributes))

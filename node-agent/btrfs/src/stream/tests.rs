@@ -228,7 +228,7 @@ fn read(mut bytes: &[u8]) -> Result<u64, StreamError> {
         return Ok(0);
     };
     while reader.next_command()?.is_some() {}
-    Ok(reader.position().command)
+    Ok(reader.upcoming().command - 1)
 }
 
 fn problem_of(version: Version, number: u16, payload: &[u8]) -> Problem {
@@ -263,7 +263,7 @@ proptest! {
         }
         prop_assert_eq!(reader.next_command().unwrap(), Some(Command::End));
         prop_assert_eq!(reader.next_command().unwrap(), None);
-        prop_assert_eq!(reader.bytes(), stream.len() as u64);
+        prop_assert_eq!(reader.upcoming().offset, stream.len() as u64);
     }
 
     #[test]

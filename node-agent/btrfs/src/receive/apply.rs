@@ -1,0 +1,250 @@
+//! What each command does to the partial. Paths become descriptors in `tree.rs`, data goes through
+//! `files.rs`.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use uuid::Uuid;
+
+use super::decode::Decoder;
+use super::files::Files;
+use super::tree::{Node, Tree};
+use super::{Base, Refusal};
+use crate::stream::{Command, Encoded, Timestamp, TreePath};
+use crate::subvolume::Subvolume;
+
+/// Applies commands to one partial.
+pub(super) struct Applier<'a> {
+    tree: Tree<'a>,
+    files: Files,
+    decoder: Decoder,
+    /// Identity of what is being received, by which it names itself as a clone source.
+    uuid: Uuid,
+    bases: &'a [Base<'a>],
+}
+
+impl<'a> Applier<'a> {
+    pub(super) fn new(partial: &'a Subvolume, uuid: Uuid, bases: &'a [Base<'a>]) -> Applier<'a> {
+        Applier {
+            tree: Tree::new(partial.as_fd()),
+            files: Files::default(),
+            decoder: Decoder::default(),
+            uuid,
+            bases,
+        }
+    }
+
+    pub(super) fn into_files(self) -> Files {
+        self.files
+    }
+
+    /// Carries out one command.
+    pub(super) fn apply(&mut self, command: &Command<'_>) -> Result<(), Refusal> {
+        match *command {
+            Command::Subvol { .. } | Command::Snapshot { .. } => Err(Refusal::SecondSubvolume),
+            Command::End => Ok(()),
+
+            Command::Mkfile { path, .. } => self.make_file(path),
+            Command::Mkdir { path, .. } => self.make_directory(path),
+            Command::Mknod {
+                path, mode, rdev, ..
+            }
+            | Command::Mkfifo {
+                path, mode, rdev, ..
+            }
+            | Command::Mksock {
+                path, mode, rdev, ..
+            } => self.make_special(path, mode, rdev),
+            Command::Symlink { path, target, .. } => self.make_symlink(path, target),
+            Command::Rename { path, to } => self.rename(path, to),
+            Command::Link { path, existing } => self.link(path, existing),
+            Command::Unlink { path } => self.remove(path, AtFlags::empty()),
+            Command::Rmdir { path } => self.remove(path, AtFlags::REMOVEDIR),
+
+            Command::SetXattr { path, name, value } => self.set_xattr(path, name, value),
+            Command::RemoveXattr { path, name } => self.remove_xattr(path, name),
+            Command::Chmod { path, mode } => self.set_mode(path, mode),
+            Command::Chown { path, uid, gid } => self.set_owner(path, uid, gid),
+            Command::Utimes {
+                path, atime, mtime, ..
+            } => self.set_times(path, atime, mtime),
+            // Full streams do not say an object's flags, so no replica can rely on them; and an
+            // immutable file in one snapshot could not be changed on the way to the next.
+            Command::Fileattr { path, .. } => self.tree.node(path).map(drop),
+
+            Command::Write { path, offset, data } => self
+                .files
+                .open(self.tree.node(path)?, path)?
+                .write(offset, data),
+            Command::EncodedWrite {
+                path,
+                offset,
+                encoded,
+            } => self.write_encoded(path, offset, &encoded),
+            Command::Truncate { path, size } => {
+                self.files.open(self.tree.node(path)?, path)?.truncate(size)
+            }
+            Command::Fallocate {
+                path,
+                mode,
+                offset,
+                length,
+            } => self
+                .files
+                .open(self.tree.node(path)?, path)?
+                .allocate(mode, offset, length),
+            Command::Clone {
+                path,
+                offset,
+                length,
+                source,
+                source_path,
+                source_offset,
+                ..
+            } => self.clone((path, offset), (source, source_path, source_offset), length),
+            Command::UpdateExtent { .. } => Err(Refusal::NoFileData),
+        }
+    }
+
+    fn make_file(&mut self, path: TreePath<'_>) -> Result<(), Refusal> {
+        let (dir, name) = self.tree.place(path)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o600))
+            .map_err(Refusal::system("create it"))?;
+        self.tree.node(path)?.disinherit()
+    }
+
+    fn make_directory(&mut self, path: TreePath<'_>) -> Result<(), Refusal> {
+        let (dir, name) = self.tree.place(path)?;
+        rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700))
+            .map_err(Refusal::system("create it"))?;
+        self.tree.node(path)?.disinherit()
+    }
+
+    fn make_special(&mut self, path: TreePath<'_>, mode: u32, rdev: u32) -> Result<(), Refusal> {
+        let (dir, name) = self.tree.place(path)?;
+        let kind = FileType::from_raw_mode(mode);
+        rustix::fs::mknodat(&dir, name, kind, Mode::from_raw_mode(0o600), device(rdev))
+            .map_err(Refusal::system("create it"))?;
+        self.tree.node(path)?.disinherit()
+    }
+
+    fn make_symlink(&mut self, path: TreePath<'_>, target: &[u8]) -> Result<(), Refusal> {
+        let (dir, name) = self.tree.place(path)?;
+        rustix::fs::symlinkat(target, &dir, name).map_err(Refusal::system("create it"))
+    }
+
+    fn rename(&mut self, path: TreePath<'_>, to: TreePath<'_>) -> Result<(), Refusal> {
+        let (old_dir, old_name) = self.tree.place(path)?;
+        let (new_dir, new_name) = self.tree.place(to)?;
+        self.tree.forget_names();
+        rustix::fs::renameat(&old_dir, old_name, &new_dir, new_name)
+            .map_err(Refusal::system("rename it"))
+    }
+
+    fn link(&mut self, path: TreePath<'_>, existing: TreePath<'_>) -> Result<(), Refusal> {
+        let (old_dir, old_name) = self.tree.place(existing)?;
+        let (new_dir, new_name) = self.tree.place(path)?;
+        rustix::fs::linkat(&old_dir, old_name, &new_dir, new_name, AtFlags::empty())
+            .map_err(Refusal::system("link it"))
+    }
+
+    fn remove(&mut self, path: TreePath<'_>, flags: AtFlags) -> Result<(), Refusal> {
+        let (dir, name) = self.tree.place(path)?;
+        self.tree.forget_names();
+        rustix::fs::unlinkat(&dir, name, flags).map_err(Refusal::system("remove it"))
+    }
+
+    fn set_xattr(&mut self, path: TreePath<'_>, name: &[u8], value: &[u8]) -> Result<(), Refusal> {
+        let node = self.tree.node(path)?.proc_path();
+        rustix::fs::setxattr(node, name, value, XattrFlags::empty())
+            .map_err(Refusal::system("set an extended attribute of it"))
+    }
+
+    fn remove_xattr(&mut self, path: TreePath<'_>, name: &[u8]) -> Result<(), Refusal> {
+        let node = self.tree.node(path)?.proc_path();
+        rustix::fs::removexattr(node, name)
+            .map_err(Refusal::system("remove an extended attribute of it"))
+    }
+
+    fn set_mode(&mut self, path: TreePath<'_>, mode: u32) -> Result<(), Refusal> {
+        let node = self.tree.node(path)?.proc_path();
+        rustix::fs::chmod(node, Mode::from_raw_mode(mode & 0o7777))
+            .map_err(Refusal::system("set its mode"))
+    }
+
+    fn set_owner(&mut self, path: TreePath<'_>, uid: u32, gid: u32) -> Result<(), Refusal> {
+        let node = self.tree.node(path)?;
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::chownat(&node.fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+            .map_err(Refusal::system("set its owner"))
+    }
+
+    fn set_times(
+        &mut self,
+        path: TreePath<'_>,
+        atime: Timestamp,
+        mtime: Timestamp,
+    ) -> Result<(), Refusal> {
+        let node = self.tree.node(path)?;
+        let times = Timestamps {
+            last_access: timespec(atime),
+            last_modification: timespec(mtime),
+        };
+        rustix::fs::utimensat(&node.fd, c"", &times, AtFlags::EMPTY_PATH)
+            .map_err(Refusal::system("set its times"))
+    }
+
+    fn write_encoded(
+        &mut self,
+        path: TreePath<'_>,
+        offset: u64,
+        encoded: &Encoded<'_>,
+    ) -> Result<(), Refusal> {
+        // Written as it is, it could be neither checked nor known to have reached the disk: the
+        // kernel stores what does not decompress, and tells no write-back error of it.
+        let data = self.decoder.decode(encoded)?;
+        self.files
+            .open(self.tree.node(path)?, path)?
+            .write(offset, data)
+    }
+
+    fn clone(
+        &mut self,
+        (path, offset): (TreePath<'_>, u64),
+        (source, source_path, source_offset): (Uuid, TreePath<'_>, u64),
+        length: u64,
+    ) -> Result<(), Refusal> {
+        let base = self.bases.iter().find(|base| base.identity == source);
+        let root = match base {
+            _ if source == self.uuid => self.tree.root(),
+            Some(base) => base.subvolume.as_fd(),
+            None => return Err(Refusal::NoCloneSource(source)),
+        };
+        let source = Node::open(root, source_path)?;
+        let data = source.open_data(OFlags::RDONLY | OFlags::NOATIME)?;
+        let end = source_offset + length;
+        if end > source.size {
+            return Err(Refusal::CloneBeyondEnd {
+                size: source.size,
+                end,
+            });
+        }
+        let file = self.files.open(self.tree.node(path)?, path)?;
+        file.clone_range(&data, source_offset, length, offset)
+    }
+}
+
+/// The kernel's 32-bit encoding of a device's number, taken apart (`new_decode_dev`).
+fn device(rdev: u32) -> rustix::fs::Dev {
+    let major = (rdev & 0x000f_ff00) >> 8;
+    let minor = (rdev & 0xff) | ((rdev >> 12) & 0x000f_ff00);
+    rustix::fs::makedev(major, minor)
+}
+
+fn timespec(time: Timestamp) -> Timespec {
+    Timespec {
+        tv_sec: time.seconds,
+        tv_nsec: time.nanoseconds.into(),
+    }
+}

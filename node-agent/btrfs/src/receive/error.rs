@@ -1,0 +1,150 @@
+//! Why a stream was not received: which command, where in the stream, on which path, and what the
+//! kernel said, where it said something.
+
+use rustix::io::Errno;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::Error;
+use crate::stream::{Command, Kind, Position, StreamError};
+
+/// A stream that was not received. Nothing of it is left under the number it was for.
+#[derive(Debug, Error)]
+pub enum ReceiveError {
+    /// There was no stream to read.
+    #[error("there is no stream: the input ended before its first byte")]
+    NoStream,
+    /// The stream itself is not right, or could not be read on.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// A command could not be carried out.
+    #[error("send stream, {position} ({command}) on \"{path}\": {refusal}")]
+    Command {
+        /// Where the command starts.
+        position: Position,
+        /// What it is.
+        command: Kind,
+        /// What it is about, escaped; empty for the root of the subvolume.
+        path: String,
+        /// Why not.
+        #[source]
+        refusal: Refusal,
+    },
+    /// The one who watches the progress wanted no more.
+    #[error("cancelled after {bytes} bytes")]
+    Cancelled {
+        /// Bytes of the stream that had been read.
+        bytes: u64,
+    },
+    /// Data that had been written could not be made durable.
+    #[error("cannot make \"{path}\" durable: {errno}")]
+    Sync {
+        /// The file's path when it was first written to, escaped; empty for the whole file system.
+        path: String,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// All is there, and could not be made a snapshot.
+    #[error("cannot finish the snapshot: {0}")]
+    Finish(#[source] Error),
+}
+
+impl ReceiveError {
+    pub(super) fn command(
+        position: Position,
+        command: &Command<'_>,
+    ) -> impl FnOnce(Refusal) -> Self {
+        move |refusal| Self::Command {
+            position,
+            command: command.kind(),
+            path: command
+                .path()
+                .map(|path| path.to_string())
+                .unwrap_or_default(),
+            refusal,
+        }
+    }
+
+    /// The kernel's error number, where the kernel is who refused.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Command {
+                refusal: Refusal::System { errno, .. },
+                ..
+            }
+            | Self::Sync { errno, .. } => Some(*errno),
+            Self::Command {
+                refusal: Refusal::Subvolume(error),
+                ..
+            }
+            | Self::Finish(error) => error.errno(),
+            Self::NoStream | Self::Stream(_) | Self::Command { .. } | Self::Cancelled { .. } => {
+                None
+            }
+        }
+    }
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// The kernel refused a call.
+    #[error("cannot {doing}: {errno}")]
+    System {
+        /// The operation, as a verb.
+        doing: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// The partial subvolume could not be made.
+    #[error(transparent)]
+    Subvolume(#[from] Error),
+    /// SUBVOL or SNAPSHOT has to come first.
+    #[error("it comes before SUBVOL or SNAPSHOT")]
+    BeforeSubvolume,
+    /// A stream is of one subvolume.
+    #[error("the stream has begun a subvolume already")]
+    SecondSubvolume,
+    /// A snapshot without identity could never be found again.
+    #[error("the subvolume's uuid is nil")]
+    NilUuid,
+    /// The parent is not among those that were given.
+    #[error("its parent {0} is not here")]
+    NoParent(Uuid),
+    /// The clone source is neither the subvolume itself nor among those that were given.
+    #[error("its clone source {0} is not here")]
+    NoCloneSource(Uuid),
+    /// The root directory was made with the subvolume, and stays.
+    #[error("it cannot be done to the root directory")]
+    Root,
+    /// Only regular files have data.
+    #[error("it is not a regular file")]
+    NotAFile,
+    /// Cloning what the source does not have.
+    #[error("the clone source has {size} bytes, and byte {end} was asked for")]
+    CloneBeyondEnd {
+        /// Size of the source.
+        size: u64,
+        /// End of the range.
+        end: u64,
+    },
+    /// fallocate(2) has more modes than send uses.
+    #[error("fallocate mode {0:#x} is not supported")]
+    FallocateMode(u32),
+    /// Extents compressed with LZO come only from a sender that was asked for compressed data.
+    #[error("extents compressed with LZO are not supported; send without --compressed-data")]
+    Lzo,
+    /// The payload of an encoded write.
+    #[error("the {0} data of the extent is damaged")]
+    Decode(&'static str),
+    /// The stream was asked for with `BTRFS_SEND_FLAG_NO_FILE_DATA`.
+    #[error("the stream was made without file data")]
+    NoFileData,
+}
+
+impl Refusal {
+    pub(super) fn system(doing: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::System { doing, errno }
+    }
+}

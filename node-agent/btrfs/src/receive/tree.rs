@@ -1,0 +1,129 @@
+//! The tree that a stream is applied to: every path of the stream becomes a descriptor here, and
+//! nowhere else, so that nothing outside the tree can be reached. What is done with the
+//! descriptors is in `apply.rs`; data goes through `files.rs`.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::Refusal;
+use crate::stream::TreePath;
+
+/// A file, directory or whatever else stands at a path: open as a place (`O_PATH`), which has no
+/// effect on it even if it is a device or a fifo.
+pub(super) struct Node {
+    pub(super) fd: OwnedFd,
+    pub(super) ino: u64,
+    pub(super) size: u64,
+    kind: FileType,
+}
+
+impl Node {
+    /// Opens what stands at `path` below `root`: not through a symlink anywhere, not out of the
+    /// tree, not into another mount. If the last name is a symlink, the node is that symlink.
+    pub(super) fn open(root: BorrowedFd<'_>, path: TreePath<'_>) -> Result<Node, Refusal> {
+        let fd = beneath(root, path, OFlags::NOFOLLOW).map_err(Refusal::system("open it"))?;
+        let stat = rustix::fs::fstat(&fd).map_err(Refusal::system("look at it"))?;
+        Ok(Node {
+            fd,
+            ino: stat.st_ino,
+            size: stat.st_size.cast_unsigned(),
+            kind: FileType::from_raw_mode(stat.st_mode),
+        })
+    }
+
+    /// Opens the file for its data; anything but a regular file is refused before it is opened.
+    pub(super) fn open_data(&self, flags: OFlags) -> Result<OwnedFd, Refusal> {
+        if self.kind != FileType::RegularFile {
+            return Err(Refusal::NotAFile);
+        }
+        rustix::fs::open(self.proc_path(), flags | OFlags::CLOEXEC, Mode::empty())
+            .map_err(Refusal::system("open its data"))
+    }
+
+    /// Takes away the extended attributes that a new object got from the directory it was made in:
+    /// default ACLs, and btrfs' properties.
+    pub(super) fn disinherit(&self) -> Result<(), Refusal> {
+        let path = self.proc_path();
+        let doing = "take inherited attributes from it";
+        let length = rustix::fs::listxattr_query(&path).map_err(Refusal::system(doing))?;
+        if length == 0 {
+            return Ok(());
+        }
+        let mut names = vec![0; length];
+        let length =
+            rustix::fs::listxattr(&path, &mut names[..]).map_err(Refusal::system(doing))?;
+        for name in names[..length].split(|&byte| byte == 0) {
+            // A security module's label is not inherited but assigned, and cannot be taken away.
+            if !name.is_empty() && !name.starts_with(b"security.") {
+                rustix::fs::removexattr(&path, name).map_err(Refusal::system(doing))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A path that leads to this very node, for the calls that take no `O_PATH` descriptor. The
+    /// kernel jumps from it to the node, and follows nothing further, were the node a symlink.
+    pub(super) fn proc_path(&self) -> String {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
+    }
+}
+
+/// The subvolume that the stream is applied to.
+pub(super) struct Tree<'a> {
+    root: BorrowedFd<'a>,
+    /// The node used last, for the commands about one path come in a row. Goes whenever a name
+    /// may come to mean something else.
+    last: Option<(Vec<u8>, Node)>,
+}
+
+impl<'a> Tree<'a> {
+    pub(super) fn new(root: BorrowedFd<'a>) -> Tree<'a> {
+        Tree { root, last: None }
+    }
+
+    pub(super) fn root(&self) -> BorrowedFd<'a> {
+        self.root
+    }
+
+    /// What stands at `path`.
+    pub(super) fn node(&mut self, path: TreePath<'_>) -> Result<&Node, Refusal> {
+        let node = match self.last.take() {
+            Some((known, node)) if known == path.as_bytes() => node,
+            _ => Node::open(self.root, path)?,
+        };
+        Ok(&self.last.insert((path.as_bytes().to_vec(), node)).1)
+    }
+
+    /// The directory that `path` stands in, and its name there.
+    pub(super) fn place<'p>(&self, path: TreePath<'p>) -> Result<(OwnedFd, &'p [u8]), Refusal> {
+        let (directory, name) = path.split().ok_or(Refusal::Root)?;
+        let directory = beneath(self.root, directory, OFlags::DIRECTORY)
+            .map_err(Refusal::system("open its directory"))?;
+        Ok((directory, name))
+    }
+
+    /// To be called after names were moved or removed.
+    pub(super) fn forget_names(&mut self) {
+        self.last = None;
+    }
+}
+
+fn beneath(root: BorrowedFd<'_>, path: TreePath<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let path = if path.is_root() {
+        b"."
+    } else {
+        path.as_bytes()
+    };
+    rustix::fs::openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC | flags,
+        Mode::empty(),
+        ResolveFlags::BENEATH
+            | ResolveFlags::NO_SYMLINKS
+            | ResolveFlags::NO_MAGICLINKS
+            | ResolveFlags::NO_XDEV,
+    )
+}
