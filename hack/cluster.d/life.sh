@@ -170,7 +170,8 @@ load_everywhere() {
     for node in $(nodes); do
         init_process "$node" >/dev/null || continue
         for archive; do
-            cluster_exec "$node" -- ctr --namespace k8s.io images import "$state/images/$(basename "$archive")" >&2 &
+            cluster_exec "$node" -- ctr --namespace k8s.io images import \
+                "$state/images/$(basename "$archive")" >/dev/null &
             imports+=($!)
         done
     done
