@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The programs of the cluster, built once from Go modules (hack/kubernetes) and cached.
 
-kubernetes_version() { sed -n 's,^\tk8s.io/kubernetes \(v[^ ]*\).*,\1,p' "$here/kubernetes/go.mod"; }
+module_version() { awk -v module="$1" '$1 == module { print $2 }' "$here/kubernetes/go.mod" | head -n 1; }
 
 programs_key() { echo "kubernetes-$(content_key hack/kubernetes hack/cluster.d/build.sh)-$(uname -m)"; }
 
@@ -17,15 +17,21 @@ cluster_build() {
 }
 
 build_programs() {
-    local bin=$1 version component=k8s.io/component-base/version server
+    local bin=$1 flags='-s -w' helm=helm.sh/helm/v4 package server
     command -v go >/dev/null || die "Go is needed to build the cluster's programs: https://go.dev/doc/install"
-    version=$(kubernetes_version)
+    # What the projects' own builds tell their programs: a kubelet that does not know its version cannot join, and helm
+    # takes a chart's kubeVersion for unmet.
+    flags+=" -X k8s.io/component-base/version.gitVersion=$(module_version k8s.io/kubernetes)"
+    flags+=" -X $helm/internal/version.version=$(module_version $helm)"
+    for package in k8s.io/component-base/version.git $helm/internal/version.kubeClientVersion \
+        $helm/pkg/chart/common.k8sVersion $helm/pkg/chart/v2/lint/rules.k8sVersion; do
+        flags+=" -X ${package}Major=1 -X ${package}Minor=$(module_version k8s.io/kubernetes | cut -d. -f2)"
+    done
     # One `go build` for all: what the programs share is compiled once, and they are linked side by side.
     (
-        cd "$here/kubernetes"
-        CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$bin/" -ldflags="-s -w -X $component.gitVersion=$version \
-            -X $component.gitMajor=1 -X $component.gitMinor=$(cut -d. -f2 <<<"$version")" \
-            ./... k8s.io/kubernetes/cmd/kubectl helm.sh/helm/v4/cmd/helm
+        cd "$here/kubernetes" || exit
+        CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags="$flags" -o "$bin/" \
+            ./... k8s.io/kubernetes/cmd/kubectl $helm/cmd/helm
     )
     for server in kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet; do
         ln -s kube "$bin/$server"

@@ -2,15 +2,10 @@
 # The cgroups that hold a cluster: icbd-NAME/PART/system for the programs of the control plane or of one node, and
 # beside it what that node's kubelet makes for its pods. They are how a cluster's processes are found again.
 #
-# Version 1 (a directory in each hierarchy) is tested; version 2 is written after its documentation and untested.
+# Tested with version 1 beside an empty version 2 (hybrid). Version 2 alone, Debian's default, is the same code with one
+# hierarchy, written after the kernel's documentation and untested.
 
-cgroup_hierarchies() {
-    if [ -f /sys/fs/cgroup/cgroup.controllers ]; then
-        echo /sys/fs/cgroup
-    else
-        awk '$3 == "cgroup" { print $2 }' /proc/mounts | sort -u
-    fi
-}
+cgroup_hierarchies() { awk '$3 ~ /^cgroup2?$/ { print $2 }' /proc/mounts | sort -u; }
 
 # cgroup_make PART
 cgroup_make() {
@@ -20,7 +15,7 @@ cgroup_make() {
         for level in "$cgroup" "$1" system; do
             # Version 2: a child has only the controllers that its parent hands down.
             if [ -f "$dir/cgroup.subtree_control" ]; then
-                sed 's/[^ ]*/+&/g' "$dir/cgroup.controllers" >"$dir/cgroup.subtree_control"
+                sed 's/[^ ][^ ]*/+&/g' "$dir/cgroup.controllers" >"$dir/cgroup.subtree_control"
             fi
             mkdir -p "$dir/$level"
             # Version 1: a new cpuset is empty, and takes no process before it has processors and memory.

@@ -68,6 +68,8 @@ cluster_up() {
     if ! is_up; then
         step "control plane" await 120 "the API server, see $state/control-plane" in_kubectl get --raw /readyz
         allow_dns
+        # Before this account is there, no pod is taken.
+        await 30 "the ServiceAccount default" in_kubectl get serviceaccount default
     fi
     [ ${#missing[@]} -eq 0 ] || step "nodes Ready" await 120 "${missing[*]}, see $state/node-*" nodes_ready "${missing[@]}"
     touch "$state/up"
@@ -104,6 +106,7 @@ in_part() {
 }
 
 remove_cluster() {
+    rm -f "$state/up"
     cgroup_end
     [ ! -d "$state" ] || await 60 "the disks of $name to be released" release_disks "$state"
     ip link delete "$host_interface" 2>/dev/null || true
@@ -170,7 +173,8 @@ load_everywhere() {
     for node in $(nodes); do
         init_process "$node" >/dev/null || continue
         for archive; do
-            cluster_exec "$node" -- ctr --namespace k8s.io images import "$state/images/$(basename "$archive")" >&2 &
+            cluster_exec "$node" -- ctr --namespace k8s.io images import \
+                "$state/images/$(basename "$archive")" >/dev/null &
             imports+=($!)
         done
     done

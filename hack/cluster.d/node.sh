@@ -1,8 +1,6 @@
 # shellcheck shell=bash
 # A node's files and its start. What runs in it: node-init.
 
-pod_cgroup() { echo "/$cgroup/$1"; }
-
 # prepare_node NODE POOL_SIZE: makes the node's disk, unless it has one.
 prepare_node() {
     local node=$1 dir=$state/$1 number address
@@ -44,7 +42,7 @@ tlsCertFile: $state/pki/$node.crt
 tlsPrivateKeyFile: $state/pki/$node.key
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 cgroupDriver: cgroupfs
-cgroupRoot: $(pod_cgroup "$node")
+cgroupRoot: /$cgroup/$node
 failCgroupV1: false
 enforceNodeAllocatable: []
 failSwapOn: false

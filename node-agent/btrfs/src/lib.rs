@@ -3,14 +3,21 @@
 //!
 //! [`Subvolume`] is where to start.
 
+mod digest;
 mod error;
 pub mod receive;
+mod send;
+mod space;
 pub mod stream;
 mod subvolume;
 mod sys;
+mod walk;
 
+pub use digest::{Digest, digest};
 pub use error::Error;
 pub use rustix::io::Errno;
+pub use send::{SendRequest, SendStream};
+pub use space::{Space, referenced_bytes, space};
 pub use subvolume::{
     Access, Subvolume, SubvolumeInfo, create, delete, file_system_id, is_btrfs, is_subvolume,
     snapshot, sync, sync_dir,

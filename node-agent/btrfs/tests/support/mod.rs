@@ -34,8 +34,10 @@ impl Pool {
             .tempdir()
             .unwrap()
             .keep();
-        let lock = File::create(directory.join("lock")).unwrap();
+        // Locked before it has its name, so that no other process finds it unlocked.
+        let lock = File::create(directory.join("lock.new")).unwrap();
         lock.lock().unwrap();
+        fs::rename(directory.join("lock.new"), directory.join("lock")).unwrap();
         let pool = Self {
             directory,
             _lock: lock,
