@@ -175,9 +175,22 @@ impl<'a> Applier<'a> {
 
     fn set_owner(&mut self, path: TreePath<'_>, uid: u32, gid: u32) -> Result<(), Refusal> {
         let node = self.tree.node(path)?;
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        rustix::fs::chownat(&node.fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
-            .map_err(Refusal::system("set its owner"))
+        let stat = rustix::fs::fstat(&node.fd).map_err(Refusal::system("look at it"))?;
+        rustix::fs::chownat(
+            &node.fd,
+            c"",
+            Some(Uid::from_raw(uid)),
+            Some(Gid::from_raw(gid)),
+            AtFlags::EMPTY_PATH,
+        )
+        .map_err(Refusal::system("set its owner"))?;
+        // The kernel takes setuid and setgid away with the owner. If the source gave them back,
+        // the mode is what it was, and the stream does not say it again.
+        if stat.st_mode & 0o6000 != 0 && FileType::from_raw_mode(stat.st_mode) != FileType::Symlink
+        {
+            self.set_mode(path, stat.st_mode)?;
+        }
+        Ok(())
     }
 
     fn set_times(

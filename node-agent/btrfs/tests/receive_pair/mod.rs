@@ -1,0 +1,160 @@
+//! Two file systems, and snapshots that go from one to the other and must arrive as they were.
+// Each test binary uses its own part of this.
+#![allow(dead_code, unreachable_pub)]
+
+use std::io::{Read, Write};
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use icbd_btrfs::receive::{Base, ReceiveError, Receiver};
+use icbd_btrfs::{Access, SendRequest, Subvolume, delete, digest, snapshot};
+use uuid::Uuid;
+
+use crate::support::Pool;
+
+pub const PARTIAL: &str = ".partial-test";
+
+/// A source with a writable subvolume `live`, and a replica.
+pub struct Pair {
+    pub source: Pool,
+    pub replica: Pool,
+}
+
+impl Pair {
+    pub fn new() -> Pair {
+        let pair = Pair {
+            source: Pool::new(),
+            replica: Pool::new(),
+        };
+        icbd_btrfs::create(pair.source.dir(), "live").unwrap();
+        pair
+    }
+
+    /// Where to make changes.
+    pub fn live(&self) -> PathBuf {
+        self.source.path().join("live")
+    }
+
+    /// Takes the snapshot `name` of live.
+    pub fn take(&self, name: &str) -> Subvolume {
+        let live = Subvolume::open(self.source.dir(), "live").unwrap();
+        snapshot(&live, self.source.dir(), name, Access::ReadOnly).unwrap()
+    }
+
+    /// Sends `name`, on `parent` if one is given, and receives it; what arrives must be equal.
+    pub fn replicate(&self, name: &str, parent: Option<&str>) -> Subvolume {
+        replicate(&self.source, &self.replica, name, parent)
+    }
+
+    /// Takes, replicates and compares a snapshot.
+    pub fn take_and_replicate(&self, name: &str, parent: Option<&str>) -> Subvolume {
+        self.take(name);
+        self.replicate(name, parent)
+    }
+}
+
+/// Sends `name` from one file system to another, on `parent` if one is given, and compares.
+pub fn replicate(from: &Pool, to: &Pool, name: &str, parent: Option<&str>) -> Subvolume {
+    let source = Subvolume::open(from.dir(), name).unwrap();
+    let parent = parent.map(|parent| Subvolume::open(from.dir(), parent).unwrap());
+    let request = SendRequest {
+        source: &source,
+        parent: parent.as_ref(),
+        clone_sources: &[],
+    };
+    let received = receive(to, name, request.start().unwrap()).unwrap();
+    assert_equal(&source, &received);
+    received
+}
+
+/// Receives a stream as `name`; every read-only snapshot there may serve as base.
+pub fn receive(pool: &Pool, name: &str, stream: impl Read) -> Result<Subvolume, ReceiveError> {
+    let bases = snapshots(pool);
+    let bases: Vec<Base<'_>> = bases
+        .iter()
+        .map(|sub| Base {
+            identity: identity(sub),
+            subvolume: sub,
+        })
+        .collect();
+    let dir = pool.dir();
+    Receiver::new(dir.as_fd(), PARTIAL.as_bytes(), &bases)
+        .run(stream, |_| ControlFlow::Continue(()))?
+        .finish(name.as_bytes())
+}
+
+/// The read-only snapshots in a pool.
+pub fn snapshots(pool: &Pool) -> Vec<Subvolume> {
+    names(pool)
+        .iter()
+        .filter_map(|name| Subvolume::open(pool.dir(), name).ok())
+        .filter(|subvolume| subvolume.info().unwrap().read_only)
+        .collect()
+}
+
+/// What is in a pool, sorted.
+pub fn names(pool: &Pool) -> Vec<String> {
+    let entries = std::fs::read_dir(pool.path()).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+pub fn identity(subvolume: &Subvolume) -> Uuid {
+    let info = subvolume.info().unwrap();
+    info.received_uuid.unwrap_or(info.uuid)
+}
+
+pub fn assert_equal(source: &Subvolume, received: &Subvolume) {
+    assert_eq!(digest(source).unwrap(), digest(received).unwrap());
+    assert!(received.info().unwrap().read_only);
+    assert_eq!(identity(source), identity(received));
+}
+
+pub fn remove(pool: &Pool, name: &str) {
+    delete(pool.dir(), name).unwrap();
+}
+
+/// A stream of `btrfs send`, with options of its own.
+pub fn btrfs_send(pool: &Pool, arguments: &[&str]) -> Vec<u8> {
+    let output = Command::new("btrfs")
+        .args(["-q", "send"])
+        .args(arguments)
+        .current_dir(pool.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.stdout
+}
+
+/// Gives a stream to `btrfs receive`; what went wrong, if anything did.
+pub fn btrfs_receive(pool: &Pool, stream: &[u8]) -> Result<(), String> {
+    let mut child = Command::new("btrfs")
+        .args(["-q", "receive"])
+        .arg(pool.path())
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may stop reading when it fails, which its exit status tells.
+    let _ = child.stdin.take().unwrap().write_all(stream);
+    let output = child.wait_with_output().unwrap();
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+/// The root directory of a pool, for calls relative to it.
+pub fn root(pool: &Pool) -> OwnedFd {
+    pool.dir()
+}
