@@ -15,13 +15,14 @@ die() {
 }
 
 # step NAME COMMAND…: says that NAME runs, runs it, says how long it took. When it fails the script ends, saying so.
+# Steps may hold steps.
 step() {
-    local name=$1 started=$EPOCHREALTIME
+    local name=$1 started=$EPOCHREALTIME outer_step=$running_step outer_since=$running_since
     shift
     say "==> $name"
     running_step=$name running_since=$started
     "$@"
-    running_step=''
+    running_step=$outer_step running_since=$outer_since
     say "    $name: $(seconds_since "$started") s"
 }
 

@@ -39,11 +39,14 @@ connect_host() {
 
 # connect_node NODE: node-init waits for its end of this veth.
 connect_node() {
-    local control_plane node
+    local control_plane node hardware
     control_plane=$(init_process control-plane)
     node=$(init_process "$1")
+    # The same after each start, since the others remember it.
+    hardware=$(printf '02:00:00:00:01:%02x' "$(node_number "$1")")
     # What a node leaves behind when its power is cut goes a moment later; its wire must be gone at once.
     nsenter --target "$control_plane" --net ip link delete "$1" 2>/dev/null || true
-    nsenter --target "$control_plane" --net ip link add "$1" type veth peer name eth0 netns "$node"
+    nsenter --target "$control_plane" --net ip link add "$1" type veth \
+        peer name eth0 address "$hardware" netns "$node"
     nsenter --target "$control_plane" --net ip link set "$1" master cluster up
 }

@@ -5,6 +5,8 @@
 
 mod digest;
 mod error;
+mod identity;
+mod inventory;
 pub mod receive;
 mod send;
 mod space;
@@ -15,6 +17,8 @@ mod walk;
 
 pub use digest::{Digest, digest};
 pub use error::Error;
+pub use identity::{Identity, Suspicion};
+pub use inventory::{Inventory, LIVE, NotCounted, NotCountedReason, SnapshotNumber, scan};
 pub use rustix::io::Errno;
 pub use send::{SendRequest, SendStream};
 pub use space::{Space, referenced_bytes, space};

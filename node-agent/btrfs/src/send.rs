@@ -11,7 +11,7 @@ use linux_raw_sys::btrfs::{BTRFS_SEND_FLAG_NO_FILE_DATA, BTRFS_SEND_FLAG_VERSION
 use rustix::pipe::PipeFlags;
 
 use crate::error::Error;
-use crate::subvolume::{Subvolume, escape};
+use crate::subvolume::{Subvolume, escape, file_system_id};
 use crate::sys;
 
 /// The protocol that is always asked for (kernel 6.0 and newer know it). Version 1 cuts the length
@@ -97,8 +97,22 @@ impl SendRequest<'_> {
         })
     }
 
+    /// Ids are all that the kernel is given, and on another file system they mean other subvolumes.
+    fn refuse_other_file_systems(&self) -> Result<(), Error> {
+        let here = file_system_id(self.source)?;
+        for subvolume in self.parent.iter().chain(self.clone_sources) {
+            if file_system_id(subvolume)? != here {
+                return Err(Error::OtherFileSystem {
+                    name: escape(subvolume.name()),
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn write(&self, out: BorrowedFd<'_>, data: FileData) -> Result<(), Error> {
         read_only_id(self.source)?;
+        self.refuse_other_file_systems()?;
         let parent = self.parent.map(read_only_id).transpose()?;
         // The kernel clones from the parent only if it is named among the clone sources as well.
         let mut clone_sources = parent

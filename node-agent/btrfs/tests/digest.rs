@@ -229,7 +229,7 @@ fn an_mtime_shows_to_the_nanosecond_for_every_type() {
     let before = digest(&subvolume).unwrap();
     for name in [
         "",
-        "file",
+        "empty",
         "dir",
         "dir/inner",
         "symlink",
