@@ -18,20 +18,37 @@ pub(super) struct Applier<'a> {
     tree: Tree<'a>,
     files: Files,
     decoder: Decoder,
+    /// The root directory's times as the stream has last said them, or as they were before it.
+    root_times: Timestamps,
     /// Identity of what is being received, by which it names itself as a clone source.
     uuid: Uuid,
     bases: &'a [Base<'a>],
 }
 
 impl<'a> Applier<'a> {
-    pub(super) fn new(partial: &'a Subvolume, uuid: Uuid, bases: &'a [Base<'a>]) -> Applier<'a> {
-        Applier {
+    pub(super) fn new(
+        partial: &'a Subvolume,
+        uuid: Uuid,
+        bases: &'a [Base<'a>],
+    ) -> Result<Applier<'a>, Refusal> {
+        let stat = rustix::fs::fstat(partial).map_err(Refusal::system("look at the subvolume"))?;
+        Ok(Applier {
             tree: Tree::new(partial.as_fd()),
             files: Files::default(),
             decoder: Decoder::default(),
+            root_times: Timestamps {
+                last_access: Timespec {
+                    tv_sec: stat.st_atime,
+                    tv_nsec: stat.st_atime_nsec as _,
+                },
+                last_modification: Timespec {
+                    tv_sec: stat.st_mtime,
+                    tv_nsec: stat.st_mtime_nsec as _,
+                },
+            },
             uuid,
             bases,
-        }
+        })
     }
 
     pub(super) fn into_files(self) -> Files {
@@ -42,7 +59,7 @@ impl<'a> Applier<'a> {
     pub(super) fn apply(&mut self, command: &Command<'_>) -> Result<(), Refusal> {
         match *command {
             Command::Subvol { .. } | Command::Snapshot { .. } => Err(Refusal::SecondSubvolume),
-            Command::End => Ok(()),
+            Command::End => self.settle_root_times(),
 
             Command::Mkfile { path, .. } => self.make_file(path),
             Command::Mkdir { path, .. } => self.make_directory(path),
@@ -199,13 +216,20 @@ impl<'a> Applier<'a> {
         atime: Timestamp,
         mtime: Timestamp,
     ) -> Result<(), Refusal> {
-        let node = self.tree.node(path)?;
         let times = Timestamps {
             last_access: timespec(atime),
             last_modification: timespec(mtime),
         };
-        rustix::fs::utimensat(&node.fd, c"", &times, AtFlags::EMPTY_PATH)
-            .map_err(Refusal::system("set its times"))
+        if path.is_root() {
+            self.root_times = times.clone();
+        }
+        set_times(self.tree.node(path)?, &times)
+    }
+
+    /// New objects are made in the root directory, under names that they do not keep. That changes
+    /// its times, and where nothing else changed in it the stream does not set them right again.
+    fn settle_root_times(&mut self) -> Result<(), Refusal> {
+        set_times(self.tree.node(TreePath::ROOT)?, &self.root_times)
     }
 
     fn write_encoded(
@@ -246,6 +270,11 @@ impl<'a> Applier<'a> {
         let file = self.files.open(self.tree.node(path)?, path)?;
         file.clone_range(&data, source_offset, length, offset)
     }
+}
+
+fn set_times(node: &Node, times: &Timestamps) -> Result<(), Refusal> {
+    rustix::fs::utimensat(&node.fd, c"", times, AtFlags::EMPTY_PATH)
+        .map_err(Refusal::system("set its times"))
 }
 
 /// The kernel's 32-bit encoding of a device's number, taken apart (`new_decode_dev`).

@@ -97,7 +97,8 @@ impl<'a> Receiver<'a> {
         let (partial, content) = self
             .begin(&first)
             .map_err(ReceiveError::command(position, &first))?;
-        let mut applier = Applier::new(&partial.subvolume, content.uuid, self.bases);
+        let mut applier = Applier::new(&partial.subvolume, content.uuid, self.bases)
+            .map_err(ReceiveError::command(position, &first))?;
         loop {
             let position = stream.upcoming();
             let done = Progress {

@@ -1,10 +1,13 @@
 //! Two file systems, and snapshots that go from one to the other and must arrive as they were.
 // Each test binary uses its own part of this.
 #![allow(dead_code, unreachable_pub)]
+// A test fails by panicking, and so do the functions that it is made of.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -110,9 +113,70 @@ pub fn identity(subvolume: &Subvolume) -> Uuid {
 }
 
 pub fn assert_equal(source: &Subvolume, received: &Subvolume) {
-    assert_eq!(digest(source).unwrap(), digest(received).unwrap());
+    if digest(source).unwrap() != digest(received).unwrap() {
+        let (source, received) = (listing(source), listing(received));
+        let only = |one: &[String], other: &[String]| {
+            one.iter()
+                .filter(|line| !other.contains(line))
+                .cloned()
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        let (sent, arrived) = (only(&source, &received), only(&received, &source));
+        panic!("what arrived is not what was sent\nsent:\n{sent}\narrived:\n{arrived}");
+    }
     assert!(received.info().unwrap().read_only);
     assert_eq!(identity(source), identity(received));
+}
+
+/// Every object with what the digest covers, one a line, for people to compare.
+fn listing(subvolume: &Subvolume) -> Vec<String> {
+    let root = PathBuf::from(format!("/proc/self/fd/{}", subvolume.as_fd().as_raw_fd()));
+    let root = std::fs::read_link(root).unwrap();
+    let mut paths = vec![root.clone()];
+    let mut lines = Vec::new();
+    while let Some(path) = paths.pop() {
+        let stat = std::fs::symlink_metadata(&path).unwrap();
+        if stat.is_dir() {
+            paths.extend(
+                std::fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        }
+        let content = match stat.is_file() {
+            true => blake3::hash(&std::fs::read(&path).unwrap()).to_string(),
+            false => format!("{:?}", std::fs::read_link(&path).ok()),
+        };
+        let mut names = vec![0; 65_536];
+        let length = rustix::fs::llistxattr(&path, &mut names[..]).unwrap();
+        let xattrs: Vec<_> = names[..length]
+            .split(|&byte| byte == 0)
+            .filter(|name| !name.is_empty())
+            .map(|name| {
+                let mut value = vec![0; 65_536];
+                let length = rustix::fs::lgetxattr(&path, name, &mut value[..]).unwrap();
+                (
+                    name.escape_ascii().to_string(),
+                    blake3::hash(&value[..length]),
+                )
+            })
+            .collect();
+        lines.push(format!(
+            "{:?} mode {:o} owner {}:{} mtime {}.{} size {} links {} device {} {content} {xattrs:?}",
+            path.strip_prefix(&root).unwrap(),
+            stat.mode(),
+            stat.uid(),
+            stat.gid(),
+            stat.mtime(),
+            stat.mtime_nsec(),
+            if stat.is_dir() { 0 } else { stat.size() },
+            stat.nlink(),
+            stat.rdev(),
+        ));
+    }
+    lines.sort();
+    lines
 }
 
 pub fn remove(pool: &Pool, name: &str) {
@@ -152,9 +216,4 @@ pub fn btrfs_receive(pool: &Pool, stream: &[u8]) -> Result<(), String> {
         true => Ok(()),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
-}
-
-/// The root directory of a pool, for calls relative to it.
-pub fn root(pool: &Pool) -> OwnedFd {
-    pool.dir()
 }
