@@ -1,4 +1,5 @@
 //! The measure of a stream beside the stream itself, on a real btrfs.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
 
