@@ -39,7 +39,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, BadQuantity> {
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(bad());
     }
-    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).ok_or_else(bad)
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(factor))
+        .ok_or_else(bad)
 }
 
 /// Space that a receiver keeps free: a share of the pool, or bytes.
@@ -98,13 +102,28 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused_with_an_example() {
-        for bad in ["", "Mi", "-1", "+1", "1.5Gi", "1e3", "50 Mi", "99999999999Ti", "٣"] {
+        for bad in [
+            "",
+            "Mi",
+            "-1",
+            "+1",
+            "1.5Gi",
+            "1e3",
+            "50 Mi",
+            "99999999999Ti",
+            "٣",
+        ] {
             assert!(parse_bytes(bad).is_err(), "{bad:?}");
         }
         for bad in ["100%", "-1%", "%", "+5%"] {
             assert!(bad.parse::<FreeSpace>().is_err(), "{bad:?}");
         }
-        assert!(parse_bytes("x").unwrap_err().to_string().contains("such as 50Mi"));
+        assert!(
+            parse_bytes("x")
+                .unwrap_err()
+                .to_string()
+                .contains("such as 50Mi")
+        );
     }
 
     proptest! {

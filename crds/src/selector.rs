@@ -55,8 +55,13 @@ pub enum Operator {
 impl LabelSelector {
     /// Whether an object with these labels is selected.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
-            && self.match_expressions.iter().all(|requirement| requirement.holds(labels))
+        self.match_labels
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
+            && self
+                .match_expressions
+                .iter()
+                .all(|requirement| requirement.holds(labels))
     }
 }
 
@@ -77,11 +82,16 @@ mod tests {
     use super::*;
 
     fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
     }
 
     fn selects(selector: &str, pairs: &[(&str, &str)]) -> bool {
-        crate::yaml::from_str::<LabelSelector>(selector).unwrap().matches(&labels(pairs))
+        crate::yaml::from_str::<LabelSelector>(selector)
+            .unwrap()
+            .matches(&labels(pairs))
     }
 
     #[test]
@@ -91,7 +101,8 @@ mod tests {
 
     #[test]
     fn labels_and_expressions_must_all_hold() {
-        let selector = "{matchLabels: {site: edge}, matchExpressions: [{key: gpu, operator: DoesNotExist}]}";
+        let selector =
+            "{matchLabels: {site: edge}, matchExpressions: [{key: gpu, operator: DoesNotExist}]}";
         assert!(selects(selector, &[("site", "edge")]));
         assert!(!selects(selector, &[("site", "edge"), ("gpu", "")]));
         assert!(!selects(selector, &[("site", "core")]));

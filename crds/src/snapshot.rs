@@ -26,17 +26,59 @@ use crate::status::{Condition, DeletionPolicy};
     selectable = ".spec.image",
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.image"),
     printcolumn(name = "Number", type_ = "integer", json_path = ".status.number"),
-    printcolumn(name = "Replicated", type_ = "string", json_path = ".status.replicated", description = "Complete replicas, of those wanted"),
-    printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress", description = "Of the slowest replica still moving"),
+    printcolumn(
+        name = "Replicated",
+        type_ = "string",
+        json_path = ".status.replicated",
+        description = "Complete replicas, of those wanted"
+    ),
+    printcolumn(
+        name = "Progress",
+        type_ = "string",
+        json_path = ".status.progress",
+        description = "Of the slowest replica still moving"
+    ),
     printcolumn(name = "Rate", type_ = "string", json_path = ".status.rate"),
     printcolumn(name = "Remaining", type_ = "string", json_path = ".status.remaining"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Taken", type_ = "date", json_path = ".status.takenAt", priority = 1),
-    printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.bytes", priority = 1),
-    printcolumn(name = "Origin", type_ = "string", json_path = ".status.origin", priority = 1),
-    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Status",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    ),
+    printcolumn(
+        name = "Taken",
+        type_ = "date",
+        json_path = ".status.takenAt",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Bytes",
+        type_ = "integer",
+        json_path = ".status.bytes",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Origin",
+        type_ = "string",
+        json_path = ".status.origin",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1
+    )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("has(self.number) == has(oldSelf.number)")

@@ -42,7 +42,9 @@ impl ConditionType {
 
 /// Finds a condition by its type.
 pub fn condition(conditions: &[Condition], type_: ConditionType) -> Option<&Condition> {
-    conditions.iter().find(|condition| condition.type_ == type_.as_str())
+    conditions
+        .iter()
+        .find(|condition| condition.type_ == type_.as_str())
 }
 
 /// What deleting an object does to the data that it stands for.

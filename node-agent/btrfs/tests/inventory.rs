@@ -1,4 +1,5 @@
 //! Inventories and identities on a real btrfs: what counts as a snapshot, and whose content it has.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Sending from a real btrfs: what arrives is what was sent, and a send that fails is never taken for a whole one.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Subvolumes on a real btrfs: what is created is what is found, and what must be refused is.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! Real btrfs file systems for tests: a sparse file, formatted, on a loop device, mounted in a temporary directory.
 //! Unmounted and removed on drop; what a killed run left behind goes when the next one starts.
 // Each test binary uses its own part of this.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -6,10 +6,12 @@ use lz4_flex::block::CompressTable;
 
 use super::{BlockHash, Codec, Data, MAX_BLOCK};
 
-/// zlib's own default is 6; on disk images 1 is three times as fast for about a tenth more bytes.
+/// zlib's own default is 6. On the files of a Debian root, 1 is three times as fast and leaves 47 %
+/// instead of 36 %. Who needs fewer bytes has zstd.
 const ZLIB_LEVEL: u32 = 1;
 
-/// zstd's own default is 3; 1 is faster than any other codec here that shrinks as much.
+/// zstd's own default is 3. On the files of a Debian root, 1 is one and a half times as fast and
+/// leaves 39 % instead of 35 %; snappy and lz4 are a third faster still and leave 50 %.
 const ZSTD_LEVEL: i32 = 1;
 
 /// A raw block is empty, or longer than [`MAX_BLOCK`].

@@ -1,0 +1,91 @@
+//! Why the agent refuses or fails, in the contract's words: every error has a [`Reason`] and a
+//! sentence for people. How errors travel (gRPC, the data protocol) is decided by who sends them.
+
+use std::io;
+
+use icbd_btrfs::Errno;
+use icbd_wire::control::{self, Reason};
+
+/// A refusal or a failure.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A rule says no, or the other end of a transfer does.
+    #[error("{message}")]
+    Refused { reason: Reason, message: String },
+    /// A call on the file system or the network failed.
+    #[error("cannot {doing}: {source}")]
+    Io { doing: String, source: io::Error },
+    /// A btrfs operation failed; `at` is where, as a path below the pool.
+    #[error("{at}: {source}")]
+    Btrfs {
+        at: String,
+        source: icbd_btrfs::Error,
+    },
+}
+
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn refused(reason: Reason, message: impl Into<String>) -> Self {
+        Self::Refused {
+            reason,
+            message: message.into(),
+        }
+    }
+
+    /// For `map_err` on calls that answer with an errno or an [`io::Error`].
+    pub(crate) fn io<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let doing = doing.into();
+        move |source| Self::Io {
+            doing,
+            source: source.into(),
+        }
+    }
+
+    /// For `map_err` on btrfs operations.
+    pub(crate) fn btrfs(at: impl Into<String>) -> impl FnOnce(icbd_btrfs::Error) -> Self {
+        let at = at.into();
+        move |source| Self::Btrfs { at, source }
+    }
+
+    /// The kernel's error number, if a call failed.
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { .. } => None,
+            Self::Io { source, .. } => Errno::from_io_error(source),
+            Self::Btrfs { source, .. } => source.errno(),
+        }
+    }
+
+    /// What the operator is told as the cause.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Self::Refused { reason, .. } => *reason,
+            Self::Io { .. } | Self::Btrfs { .. } => match self.errno() {
+                Some(Errno::NOSPC | Errno::DQUOT) => Reason::InsufficientSpace,
+                Some(Errno::ROFS | Errno::STALE | Errno::NODEV) => Reason::PoolUnavailable,
+                _ => Reason::IoError,
+            },
+        }
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        control::refusal(error.reason(), error.to_string())
+    }
+}
+
+/// Runs blocking file-system work off the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let span = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
+        Ok(done) => done,
+        Err(lost) => Err(Error::Io {
+            doing: "finish an operation of this agent".into(),
+            source: io::Error::other(lost),
+        }),
+    }
+}

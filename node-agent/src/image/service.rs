@@ -1,0 +1,261 @@
+//! Images as the rest of the agent uses them: one operation at a time on each, off the async
+//! threads, on a pool that is opened for it; and the inventory kept in step with the disk.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use icbd_btrfs::Subvolume;
+use icbd_wire::control::{Fence, ImageInventory};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{ImageDir, ImageId, Meta, SnapshotNumber, arrival, inventory};
+use crate::error::{Result, blocking};
+use crate::pool::{OpenPool, Pool};
+use crate::watch::Facts;
+
+/// How often the disk is looked at for what was done by hand.
+const RESCAN: Duration = Duration::from_secs(5);
+
+type ImageLock = Arc<tokio::sync::Mutex<()>>;
+
+/// The images of this agent's pool; cheap to share.
+#[derive(Clone)]
+pub(crate) struct Images {
+    pool: Arc<Pool>,
+    facts: Facts,
+    locks: Arc<Mutex<HashMap<ImageId, ImageLock>>>,
+    /// Referenced bytes of snapshots by their uuid: counting takes a walk through the tree.
+    bytes: Arc<Mutex<HashMap<Uuid, u64>>>,
+    counted: Arc<Notify>,
+}
+
+impl Images {
+    pub(crate) fn new(pool: Arc<Pool>, facts: Facts) -> Self {
+        Self {
+            pool,
+            facts,
+            locks: Arc::default(),
+            bytes: Arc::default(),
+            counted: Arc::default(),
+        }
+    }
+
+    /// Does a changing call's work on one image, alone, once the fence has been passed.
+    pub(crate) async fn change<T: Send + 'static>(
+        &self,
+        fence: Option<Fence>,
+        id: &ImageId,
+        work: impl FnOnce(&OpenPool) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.alone(id, move |pool| pool.admit(fence.as_ref()), work)
+            .await
+    }
+
+    /// Does work of the agent's own on one image, alone.
+    pub(crate) async fn proceed<T: Send + 'static>(
+        &self,
+        id: &ImageId,
+        work: impl FnOnce(&OpenPool) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.alone(id, Pool::open, work).await
+    }
+
+    async fn alone<T: Send + 'static>(
+        &self,
+        id: &ImageId,
+        open: impl FnOnce(&Pool) -> Result<OpenPool> + Send + 'static,
+        work: impl FnOnce(&OpenPool) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let alone = self.lock(id).lock_owned().await;
+        let (images, id) = (self.clone(), id.clone());
+        blocking(move || {
+            let _alone = alone;
+            let pool = open(&images.pool)?;
+            let done = work(&pool);
+            // What failed halfway has changed the disk as well.
+            match images.inventory(&pool, &id) {
+                Ok(inventory) => images.facts.set_image(&id, inventory),
+                Err(error) => tracing::warn!(image = %id, %error, "cannot read the image"),
+            }
+            done
+        })
+        .await
+    }
+
+    /// Keeps others from working on an image, for who works on it already on a thread of its own.
+    pub(crate) fn alone_blocking(&self, id: &ImageId) -> tokio::sync::OwnedMutexGuard<()> {
+        self.lock(id).blocking_lock_owned()
+    }
+
+    fn lock(&self, id: &ImageId) -> ImageLock {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(id.clone()).or_default())
+    }
+
+    fn inventory(&self, pool: &OpenPool, id: &ImageId) -> Result<Option<ImageInventory>> {
+        let Some(image) = ImageDir::open(pool, id)? else {
+            return Ok(None);
+        };
+        let mut inventory = inventory::scan(&image)?;
+        let counted = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        for snapshot in inventory
+            .snapshots
+            .iter_mut()
+            .filter(|snapshot| snapshot.bytes == 0)
+        {
+            let known = snapshot
+                .uuid
+                .parse()
+                .ok()
+                .and_then(|uuid: Uuid| counted.get(&uuid));
+            match known {
+                Some(bytes) => snapshot.bytes = *bytes,
+                None => self.counted.notify_one(),
+            }
+        }
+        Ok(Some(inventory))
+    }
+
+    /// Looks at all images afresh. Without a pool there are none.
+    pub(crate) async fn rescan(&self) {
+        let images = self.clone();
+        let scanned = blocking(move || {
+            let pool = images.pool.open()?;
+            let mut found = BTreeMap::new();
+            for id in inventory::images(&pool)? {
+                match images.inventory(&pool, &id) {
+                    Ok(inventory) => found.extend(inventory.map(|inventory| (id, inventory))),
+                    // What is known of it stays; the next look may succeed.
+                    Err(error) => {
+                        tracing::warn!(image = %id, %error, "cannot read the image");
+                        found.extend(images.facts.image(&id).map(|inventory| (id, inventory)));
+                    }
+                }
+            }
+            Ok(found)
+        })
+        .await;
+        match scanned {
+            Ok(found) => self.facts.set_images(found),
+            Err(error) => {
+                tracing::debug!(%error, "no images: the pool cannot be used");
+                self.facts.set_images(BTreeMap::new());
+            }
+        }
+    }
+
+    /// Settles what an agent that ended in mid-transfer has left in each image: a snapshot that had
+    /// become whole gets its record, anything less is removed.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        let pool = Arc::clone(&self.pool);
+        let found = blocking(move || inventory::images(&pool.open()?)).await?;
+        for id in found {
+            let image = id.clone();
+            let settled = self
+                .proceed(&id, move |pool| match ImageDir::open(pool, &image)? {
+                    Some(image) => arrival::settle(&image),
+                    None => Ok(()),
+                })
+                .await;
+            if let Err(error) = settled {
+                tracing::error!(image = %id, %error, "cannot clean up after an earlier transfer");
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the inventory in step with the disk until `closing`.
+    pub(crate) async fn keep(self, closing: CancellationToken) {
+        let mut tick = tokio::time::interval(RESCAN);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut counting = tokio::task::JoinSet::new();
+        counting.spawn(self.clone().count(closing.clone()));
+        loop {
+            tokio::select! {
+                () = closing.cancelled() => return,
+                _ = tick.tick() => self.rescan().await,
+            }
+        }
+    }
+
+    /// Counts the referenced bytes of snapshots that nobody has counted yet.
+    async fn count(self, closing: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = closing.cancelled() => return,
+                () = self.counted.notified() => {}
+            }
+            for (id, number, uuid) in self.uncounted() {
+                if closing.is_cancelled() {
+                    return;
+                }
+                if let Err(error) = self.count_one(&id, number, uuid).await {
+                    tracing::debug!(image = %id, %number, %error, "cannot count a snapshot's bytes");
+                }
+            }
+        }
+    }
+
+    fn uncounted(&self) -> Vec<(ImageId, SnapshotNumber, Uuid)> {
+        let counted = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uncounted = Vec::new();
+        for (id, inventory) in self.facts.images() {
+            for snapshot in inventory
+                .snapshots
+                .iter()
+                .filter(|snapshot| snapshot.bytes == 0)
+            {
+                let (number, uuid) = (SnapshotNumber::new(snapshot.number), snapshot.uuid.parse());
+                if let (Some(number), Ok(uuid)) = (number, uuid)
+                    && !counted.contains_key(&uuid)
+                {
+                    uncounted.push((id.clone(), number, uuid));
+                }
+            }
+        }
+        uncounted
+    }
+
+    async fn count_one(&self, id: &ImageId, number: SnapshotNumber, uuid: Uuid) -> Result<()> {
+        // Without the image's lock, for it may take long: a read-only snapshot stays what it is.
+        let (pool, image) = (Arc::clone(&self.pool), id.clone());
+        let bytes = blocking(move || {
+            let Some(image) = ImageDir::open(&pool.open()?, &image)? else {
+                return Ok(None);
+            };
+            let at = image.at(number);
+            Subvolume::open(&image, number.to_string())
+                .and_then(|snapshot| icbd_btrfs::referenced_bytes(&snapshot))
+                .map(Some)
+                .map_err(crate::error::Error::btrfs(at))
+        })
+        .await?;
+        let Some(bytes) = bytes else { return Ok(()) };
+        self.bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(uuid, bytes);
+        let image = id.clone();
+        self.proceed(id, move |pool| {
+            let Some(image) = ImageDir::open(pool, &image)? else {
+                return Ok(());
+            };
+            let Some(meta) = Meta::open(&image)? else {
+                return Ok(());
+            };
+            let found = inventory::snapshot(&image, number)?.map(|found| found.identity);
+            match meta.snapshots.get(number)? {
+                Some(mut record) if record.identity.is_some() && record.identity == found => {
+                    record.bytes = Some(bytes);
+                    meta.snapshots.put(number, &record)
+                }
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+}

@@ -1,0 +1,150 @@
+//! `icbd-agent serve`: puts the parts together, runs them, and ends them in order.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use icbd_wire::control::DescribeResponse;
+use icbd_wire::control::agent_server::AgentServer;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::control::Control;
+use crate::error::{Error, Result};
+use crate::image::Images;
+use crate::metrics::Metrics;
+use crate::pool::{self, Pool};
+use crate::supervise::Supervisor;
+use crate::transfer::Transfers;
+use crate::watch::Facts;
+use crate::{health, net};
+
+/// How long open calls get to end when the agent does.
+const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+
+/// How often the operator's connection is asked whether it is still there, and how long it may take
+/// to answer.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// The name of the Kubernetes node that this agent runs on.
+    #[arg(long, env = "NODE_NAME")]
+    node_name: String,
+    /// Where the pool is mounted. Its parent directory takes the lock file.
+    #[arg(long, env = "ICBD_POOL", default_value = "/var/lib/icbd/pool")]
+    pool: PathBuf,
+    /// Where the operator calls.
+    #[arg(long, env = "ICBD_CONTROL_LISTEN", default_value = "[::]:7440")]
+    control_listen: SocketAddr,
+    /// Where other agents send snapshots to.
+    #[arg(long, env = "ICBD_DATA_LISTEN", default_value = "[::]:7441")]
+    data_listen: SocketAddr,
+    /// Where probes and Prometheus ask.
+    #[arg(long, env = "ICBD_HEALTH_LISTEN", default_value = "[::]:9440")]
+    health_listen: SocketAddr,
+    /// A transfer that shows no progress for so many seconds is ended.
+    #[arg(long, env = "ICBD_STALL_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    stall_seconds: u64,
+}
+
+/// Serves until the process is asked to end.
+pub(crate) async fn serve(options: Options) -> Result<()> {
+    let control = net::listen(options.control_listen).await?;
+    let data = net::listen(options.data_listen).await?;
+    let health = net::listen(options.health_listen).await?;
+    let port = |listener: &tokio::net::TcpListener| {
+        listener
+            .local_addr()
+            .map(|address| address.port())
+            .map_err(Error::io("read a port"))
+    };
+    let (control_port, data_port, health_port) = (port(&control)?, port(&data)?, port(&health)?);
+    tracing::info!(
+        node = options.node_name, pool = %options.pool.display(),
+        control_port, data_port, health_port,
+        "listening",
+    );
+
+    let pool = Arc::new(Pool::at(&options.pool));
+    let metrics = Arc::new(Metrics::new());
+    let facts = Facts::new(DescribeResponse {
+        node: options.node_name,
+        agent_version: env!("CARGO_PKG_VERSION").into(),
+        kernel_release: pool::kernel_release(),
+        data_port: data_port.into(),
+        pool: None,
+    });
+    let images = Images::new(Arc::clone(&pool), facts.clone());
+    let stall = Duration::from_secs(options.stall_seconds);
+    let transfers = Transfers::new(images.clone(), facts.clone(), Arc::clone(&metrics), stall);
+    let (closing, look) = (CancellationToken::new(), Arc::new(Notify::new()));
+
+    let tasks = TaskTracker::new();
+    let supervisor = Supervisor {
+        pool: Arc::clone(&pool),
+        images: images.clone(),
+        transfers: transfers.clone(),
+        facts: facts.clone(),
+        metrics: Arc::clone(&metrics),
+        look: Arc::clone(&look),
+    };
+    tasks.spawn(supervisor.run(closing.clone()));
+    tasks.spawn(images.clone().keep(closing.clone()));
+    tasks.spawn(transfers.clone().listen(data));
+    let service = Control {
+        pool,
+        images,
+        transfers: transfers.clone(),
+        facts: facts.clone(),
+        look,
+        closing: closing.clone(),
+    };
+    let operator = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE.0))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
+        .add_service(AgentServer::new(service))
+        .serve_with_incoming_shutdown(net::incoming(control), closing.clone().cancelled_owned());
+    let operator = tasks.spawn(operator);
+    let health = tasks.spawn(health::serve(health, facts, metrics, closing.clone()));
+
+    let ended = tokio::select! {
+        asked = asked_to_end() => asked,
+        served = operator => Err(ended_early("control", served.map_err(|error| error.to_string()))),
+        served = health => Err(ended_early("health", served.map_err(|error| error.to_string()))),
+    };
+    tracing::info!("ending");
+    // The operator still hears how the transfers end; then its calls end too.
+    let in_order = async {
+        transfers.close().await;
+        closing.cancel();
+        tasks.close();
+        tasks.wait().await;
+    };
+    if tokio::time::timeout(CLOSE_WITHIN, in_order).await.is_err() {
+        tracing::warn!("something did not end in time");
+    }
+    ended
+}
+
+fn ended_early(port: &str, why: impl std::fmt::Debug) -> Error {
+    Error::Io {
+        doing: format!("serve the {port} port"),
+        source: std::io::Error::other(format!("{why:?}")),
+    }
+}
+
+async fn asked_to_end() -> Result<()> {
+    let listen = |kind| signal(kind).map_err(Error::io("listen for signals"));
+    let (mut terminate, mut interrupt) = (
+        listen(SignalKind::terminate())?,
+        listen(SignalKind::interrupt())?,
+    );
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}

@@ -1,0 +1,106 @@
+//! The data port: connections come in, say which announced transfer they are, and are handed to
+//! it. Whoever says anything else is told why not, and is gone; nothing is allocated for them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use icbd_wire::control::Reason;
+use icbd_wire::data::{Answer, Hello};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::{Transfers, link};
+use crate::error::{Error, Result};
+
+/// Connections that have not said yet who they are, at most.
+const MAX_HANDSHAKES: usize = 64;
+
+/// How long to wait when the system has no descriptor left for a connection.
+const BREATHER: Duration = Duration::from_millis(200);
+
+/// A source that has connected and named an announced transfer.
+pub(super) struct Incoming {
+    pub(super) stream: TcpStream,
+    pub(super) hello: Hello,
+}
+
+impl Transfers {
+    /// Serves the data port until the transfers are closed.
+    pub(crate) async fn listen(self, listener: TcpListener) {
+        let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        loop {
+            let accepted = tokio::select! {
+                () = self.0.closing.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection on the data port");
+                    tokio::time::sleep(BREATHER).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
+                self.refused(
+                    peer,
+                    &Error::refused(Reason::SnapshotBusy, "too many handshakes"),
+                );
+                continue;
+            };
+            let transfers = self.clone();
+            tokio::spawn(async move {
+                let greeted = transfers.greet(stream).await;
+                drop(permit);
+                if let Err(error) = greeted {
+                    transfers.refused(peer, &error);
+                }
+            });
+        }
+    }
+
+    async fn greet(&self, mut stream: TcpStream) -> Result<()> {
+        let found = match link::read_hello(&mut stream).await {
+            Ok(hello) => {
+                let transfer = self.expected().remove(&hello.transfer);
+                transfer.map(|transfer| (transfer, hello)).ok_or_else(|| {
+                    Error::refused(Reason::NotExpected, "nobody announced this transfer here")
+                })
+            }
+            Err(error) => Err(error),
+        };
+        let (transfer, hello) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                refuse(&mut stream, &error).await;
+                return Err(error);
+            }
+        };
+        transfer.send(Incoming { stream, hello }).map_err(|_| {
+            Error::refused(
+                Reason::NotExpected,
+                "the transfer ended before its source connected",
+            )
+        })
+    }
+
+    fn refused(&self, peer: SocketAddr, error: &Error) {
+        let reason = error.reason().as_str_name();
+        self.0.metrics.refused(reason);
+        tracing::warn!(%peer, reason, %error, "refused a connection on the data port");
+    }
+}
+
+/// Tells a source why there will be no transfer.
+pub(super) async fn refuse(stream: &mut TcpStream, error: &Error) {
+    let mut answer = Vec::new();
+    Answer::Refused(link::told(error)).encode(&mut answer);
+    let (mut from, mut to) = stream.split();
+    if tokio::time::timeout(link::HANDSHAKE, link::write(&mut to, &answer))
+        .await
+        .is_ok()
+    {
+        link::part(&mut from, &mut to).await;
+    }
+}

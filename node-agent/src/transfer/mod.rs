@@ -1,0 +1,223 @@
+//! Transfers: one snapshot from one agent to another. Here is which ones there are, how each is
+//! run, watched and ended; how bytes move is in `source` and `receiver`.
+
+mod expect;
+mod limit;
+mod link;
+mod listen;
+mod receiver;
+mod source;
+mod ticket;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use icbd_wire::control::{Reason, Role};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::image::{ImageId, Images, SnapshotNumber};
+use crate::metrics::Metrics;
+use crate::watch::Facts;
+use limit::Limits;
+use listen::Incoming;
+use ticket::Ticket;
+pub(crate) use ticket::now;
+
+/// How often the operator hears of a transfer's progress.
+const PROGRESS: Duration = Duration::from_millis(500);
+
+/// The transfers of this agent, as source or receiver; cheap to share.
+#[derive(Clone)]
+pub(crate) struct Transfers(Arc<Inner>);
+
+struct Inner {
+    images: Images,
+    facts: Facts,
+    metrics: Arc<Metrics>,
+    limits: Limits,
+    /// After this long without movement a transfer is ended.
+    stall: Duration,
+    tickets: Mutex<HashMap<(Uuid, Role), Arc<Ticket>>>,
+    /// The announced transfers whose source has not connected yet.
+    expected: Mutex<HashMap<Uuid, oneshot::Sender<Incoming>>>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+impl Transfers {
+    pub(crate) fn new(
+        images: Images,
+        facts: Facts,
+        metrics: Arc<Metrics>,
+        stall: Duration,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            images,
+            facts,
+            metrics,
+            limits: Limits::default(),
+            stall,
+            tickets: Mutex::default(),
+            expected: Mutex::default(),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        }))
+    }
+
+    fn tickets(&self) -> MutexGuard<'_, HashMap<(Uuid, Role), Arc<Ticket>>> {
+        self.0
+            .tickets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn expected(&self) -> MutexGuard<'_, HashMap<Uuid, oneshot::Sender<Incoming>>> {
+        self.0
+            .expected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a transfer to its end, on a task of its own. Refused once the agent is closing.
+    fn run(
+        &self,
+        ticket: &Arc<Ticket>,
+        work: impl Future<Output = Result<()>> + Send + 'static,
+    ) -> Result<()> {
+        let mut tickets = self.tickets();
+        if self.0.closing.is_cancelled() {
+            return Err(Error::refused(
+                Reason::ShuttingDown,
+                "the agent is shutting down",
+            ));
+        }
+        tickets.insert((ticket.id, ticket.role), Arc::clone(ticket));
+        drop(tickets);
+        let span = tracing::info_span!(
+            "transfer",
+            transfer = %ticket.id,
+            role = role_name(ticket.role),
+            image = %ticket.image,
+            number = %ticket.number,
+            peer = %ticket.peer,
+        );
+        let watched = self.clone().watch(Arc::clone(ticket), work);
+        self.0.tasks.spawn(watched.instrument(span));
+        Ok(())
+    }
+
+    /// Publishes a transfer's progress while it runs, and how it ended.
+    async fn watch(self, ticket: Arc<Ticket>, work: impl Future<Output = Result<()>>) {
+        let direction = role_name(ticket.role);
+        let meter = self.0.metrics.transfer(direction);
+        tokio::pin!(work);
+        let mut tick = tokio::time::interval(PROGRESS);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let result = loop {
+            tokio::select! {
+                result = &mut work => break result,
+                _ = tick.tick() => {
+                    let transfer = ticket.describe();
+                    meter.moved(transfer.bytes_sent);
+                    self.0.facts.set_transfer(transfer);
+                }
+            }
+        };
+        let transfer = ticket.describe_end(&result);
+        meter.moved(transfer.bytes_sent);
+        meter.ended(transfer.ended_at - transfer.started_at, result.is_ok());
+        let (wire, raw) = (transfer.bytes_sent, transfer.bytes_done);
+        match &result {
+            Ok(()) => tracing::info!(wire, raw, "transfer complete"),
+            Err(error) => {
+                let reason = error.reason().as_str_name();
+                tracing::warn!(reason, %error, wire, raw, "transfer ended");
+            }
+        }
+        self.expected().remove(&ticket.id);
+        self.tickets().remove(&(ticket.id, ticket.role));
+        self.0.facts.set_transfer(transfer);
+        ticket.end();
+    }
+
+    /// Ends a transfer, in whichever role this agent has it; whether there was one.
+    pub(crate) fn cancel(&self, id: Uuid) -> bool {
+        let roles = [Role::Source, Role::Receiver].map(|role| (id, role));
+        let found: Vec<_> = {
+            let tickets = self.tickets();
+            roles
+                .iter()
+                .filter_map(|key| tickets.get(key).cloned())
+                .collect()
+        };
+        for ticket in &found {
+            ticket.stop(Reason::Cancelled, "the operator cancelled the transfer");
+        }
+        !found.is_empty()
+    }
+
+    /// Makes a snapshot free to be deleted: ends its own arrival, and refuses while a transfer
+    /// reads it.
+    pub(crate) async fn release(&self, image: &ImageId, number: SnapshotNumber) -> Result<()> {
+        let users = self.users(|ticket| ticket.uses(image, number));
+        let arrives = |ticket: &Ticket| ticket.role == Role::Receiver && ticket.number == number;
+        if let Some(reader) = users.iter().find(|ticket| !arrives(ticket)) {
+            let message = format!("transfer {} uses {image}/{number}", reader.id);
+            return Err(Error::refused(Reason::SnapshotBusy, message));
+        }
+        end_all(&users, Reason::Cancelled, "the snapshot is being deleted").await;
+        Ok(())
+    }
+
+    /// Ends all transfers of an image.
+    pub(crate) async fn release_all(&self, image: &ImageId) {
+        let users = self.users(|ticket| ticket.image == *image);
+        end_all(&users, Reason::Cancelled, "the image is being deleted").await;
+    }
+
+    /// Ends all transfers, since the pool they work on has gone.
+    pub(crate) async fn end_all(&self, reason: Reason, message: &str) {
+        end_all(&self.users(|_| true), reason, message).await;
+    }
+
+    /// Ends all transfers and takes no more; returns when nothing of them is left.
+    pub(crate) async fn close(&self) {
+        self.0.closing.cancel();
+        self.end_all(Reason::ShuttingDown, "the agent is shutting down")
+            .await;
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    fn users(&self, uses: impl Fn(&Ticket) -> bool) -> Vec<Arc<Ticket>> {
+        self.tickets()
+            .values()
+            .filter(|ticket| uses(ticket))
+            .cloned()
+            .collect()
+    }
+}
+
+async fn end_all(tickets: &[Arc<Ticket>], reason: Reason, message: &str) {
+    for ticket in tickets {
+        ticket.stop(reason, message);
+    }
+    for ticket in tickets {
+        ticket.over().await;
+    }
+}
+
+/// What logs and metrics call a role.
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Unspecified => "unknown",
+        Role::Source => "source",
+        Role::Receiver => "receiver",
+    }
+}
