@@ -22,53 +22,58 @@ impl Decoder {
     /// The bytes that `encoded` stands for in the file. As the kernel has it, an extent that
     /// decompresses to less than it claims goes on with zeros, and one that does to more is cut.
     pub(super) fn decode(&mut self, encoded: &Encoded<'_>) -> Result<&[u8], Refusal> {
-        self.output.clear();
         self.output.resize(MAX_ENCODED, 0);
         // The parser has checked that all of these lie within `MAX_ENCODED`.
         let unencoded_len = encoded.unencoded_len as usize;
         let start = encoded.unencoded_offset as usize;
         let end = start + encoded.file_len as usize;
-        match encoded.compression {
+        let decoded = match encoded.compression {
             Compression::Zlib => self.zlib(encoded.data, unencoded_len)?,
             Compression::Zstd => self.zstd(encoded.data, unencoded_len)?,
             Compression::Lzo { .. } => return Err(Refusal::Lzo),
-        }
+        };
+        // Of the extent before, or of what the decompressor used as room to work in.
+        self.output[decoded..].fill(0);
         Ok(&self.output[start..end])
     }
 
-    fn zlib(&mut self, data: &[u8], length: usize) -> Result<(), Refusal> {
-        let damaged = || Refusal::Decode("zlib");
+    /// Decompresses to at most `length` bytes; how many these are.
+    fn zlib(&mut self, data: &[u8], length: usize) -> Result<usize, Refusal> {
         let zlib = self.zlib.get_or_insert_with(|| Decompress::new(true));
         zlib.reset(true);
         let output = &mut self.output[..length];
-        match zlib.decompress(data, output, FlushDecompress::Finish) {
-            Ok(Status::StreamEnd) => Ok(()),
-            Ok(_) if zlib.total_out() == length as u64 => Ok(()),
-            Ok(_) | Err(_) => Err(damaged()),
+        let status = zlib.decompress(data, output, FlushDecompress::Finish);
+        // No more than `length`, which is a usize.
+        let decoded = zlib.total_out() as usize;
+        match status {
+            Ok(Status::StreamEnd) => Ok(decoded),
+            Ok(_) if decoded == length => Ok(decoded),
+            Ok(_) | Err(_) => Err(Refusal::Decode("zlib")),
         }
     }
 
-    fn zstd(&mut self, data: &[u8], length: usize) -> Result<(), Refusal> {
+    /// Decompresses to at most `length` bytes; how many these are.
+    fn zstd(&mut self, data: &[u8], length: usize) -> Result<usize, Refusal> {
         let damaged = |_| Refusal::Decode("zstd");
-        if self.zstd.is_none() {
-            let mut zstd = ZstdDecoder::new().map_err(damaged)?;
-            zstd.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))
-                .map_err(damaged)?;
-            self.zstd = Some(zstd);
-        }
-        let Some(zstd) = &mut self.zstd else {
-            return Err(Refusal::Decode("zstd"));
+        let zstd = match &mut self.zstd {
+            Some(zstd) => zstd,
+            none => {
+                let mut zstd = ZstdDecoder::new().map_err(damaged)?;
+                zstd.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG))
+                    .map_err(damaged)?;
+                none.insert(zstd)
+            }
         };
         zstd.reinit().map_err(damaged)?;
         let mut input = InBuffer::around(data);
         let mut output = OutBuffer::around(&mut self.output[..length]);
         loop {
-            let (read, written) = (input.pos(), output.pos());
+            let before = (input.pos(), output.pos());
             let more = zstd.run(&mut input, &mut output).map_err(damaged)?;
             if more == 0 || output.pos() == length {
-                return Ok(());
+                return Ok(output.pos());
             }
-            if (input.pos(), output.pos()) == (read, written) {
+            if (input.pos(), output.pos()) == before {
                 return Err(Refusal::Decode("zstd"));
             }
         }
