@@ -1,7 +1,8 @@
 //! The kinds themselves deleted, as by a `kubectl delete` too many.
 
-use icbd_crds::ConditionType;
+use icbd_crds::VMImage;
 use icbd_e2e::{Outcome, bytes_sent, selecting};
+use kube::ResourceExt;
 use serde_json::json;
 
 use crate::{NODES, alone};
@@ -18,7 +19,8 @@ async fn deleting_the_kinds_with_a_node_away_hangs_nowhere_and_leaves_all_data()
         }
         s.image("disk", "node-1", json!({"deletionPolicy": "Delete"}))
             .await?;
-        s.image_says("disk", ConditionType::Ready, icbd_crds::Reason::Available)
+        let guarded = |image: &VMImage| !image.finalizers().is_empty();
+        s.until(&s.images(), "disk", "guarded by its finalizer", guarded)
             .await?;
         s.cluster.stop("node-3").await?;
         let kinds = ["vmimages", "snapshots", "replicationtargets"]
