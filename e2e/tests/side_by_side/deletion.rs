@@ -127,9 +127,6 @@ async fn an_image_deleted_with_delete_leaves_only_live() -> Outcome {
         s.until(&s.images(), "disk", "guarded by its finalizer", marked)
             .await?;
         s.delete(&s.images(), "disk").await?;
-        // All snapshots of an image hold its last copies.
-        s.annotate(&s.images(), "disk", json!({names::CONFIRM_DELETE: "disk"}))
-            .await?;
         s.gone(&s.images(), "disk").await?;
         s.numbers_become("disk", &NODES, &[]).await?;
         assert_eq!(live(s).await?, untouched);
