@@ -34,7 +34,7 @@ pub const NAMESPACE_UID: &str = "uid-of-desktops";
 /// A node: its directory `/var/lib/icbd`, with or without a pool in it.
 pub struct Node {
     pub name: &'static str,
-    root: tempfile::TempDir,
+    root: Arc<tempfile::TempDir>,
     agent: Option<Agent>,
 }
 
@@ -56,7 +56,7 @@ impl Node {
         fs::create_dir(root.path().join("pool")).unwrap();
         Self {
             name,
-            root,
+            root: Arc::new(root),
             agent: None,
         }
     }
@@ -69,6 +69,11 @@ impl Node {
         let operator = node.operator().await;
         operator.init_pool().await;
         (node, operator)
+    }
+
+    /// Makes this agent see the directory of another node, as a second pod there would.
+    pub fn share(&mut self, other: &Self) {
+        self.root = Arc::clone(&other.root);
     }
 
     /// Where its pool is.

@@ -116,8 +116,7 @@ impl Operator {
 
     /// Initialises the pool that is mounted.
     pub async fn init_pool(&self) {
-        let pool = self.seen().pool;
-        assert_eq!(pool.state(), PoolState::NotInitialised, "{}", pool.message);
+        self.wait_pool(PoolState::NotInitialised).await;
         self.init(|_| {}).await.unwrap();
         self.wait_pool(PoolState::Ready).await;
     }
