@@ -70,18 +70,25 @@ impl Cluster {
         run_with_input(self.programs.join("kubectl").as_os_str(), &arguments, input).await
     }
 
-    /// Runs helm and returns what it printed.
+    /// Runs helm in the product's namespace, with `input` to read, and returns what it printed.
     ///
     /// # Errors
     /// When it fails.
-    pub async fn helm(&self, arguments: &[&str]) -> Outcome<String> {
+    pub async fn helm(&self, arguments: &[&str], input: &str) -> Outcome<String> {
         let kubeconfig = self.kubeconfig.to_string_lossy();
-        let arguments = [
-            &["--kubeconfig", &kubeconfig, "--namespace", SYSTEM_NAMESPACE],
-            arguments,
-        ]
-        .concat();
-        run(self.programs.join("helm"), &arguments).await
+        let place = ["--kubeconfig", &kubeconfig, "--namespace", SYSTEM_NAMESPACE];
+        let arguments = [&place[..], arguments].concat();
+        let program = self.programs.join("helm");
+        let output = run_with_input(program.as_os_str(), &arguments, input).await?;
+        succeeded("helm".as_ref(), &arguments, output)
+    }
+
+    /// The directory of the chart.
+    pub fn chart(&self) -> String {
+        checkout()
+            .join("charts/icbd")
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// A node, by its name.

@@ -4,6 +4,7 @@
 use std::io;
 
 use icbd_btrfs::Errno;
+use icbd_btrfs::receive::ReceiveError;
 use icbd_wire::control::{self, Reason};
 
 /// A refusal or a failure.
@@ -21,6 +22,9 @@ pub(crate) enum Error {
         at: String,
         source: icbd_btrfs::Error,
     },
+    /// A stream was not received; `at` is where it was to go, as a path below the pool.
+    #[error("cannot receive {at}: {source}")]
+    Receive { at: String, source: ReceiveError },
 }
 
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
@@ -48,12 +52,19 @@ impl Error {
         move |source| Self::Btrfs { at, source }
     }
 
+    /// For `map_err` on receiving.
+    pub(crate) fn receive(at: impl Into<String>) -> impl FnOnce(ReceiveError) -> Self {
+        let at = at.into();
+        move |source| Self::Receive { at, source }
+    }
+
     /// The kernel's error number, if a call failed.
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Refused { .. } => None,
             Self::Io { source, .. } => Errno::from_io_error(source),
             Self::Btrfs { source, .. } => source.errno(),
+            Self::Receive { source, .. } => source.errno(),
         }
     }
 
@@ -61,9 +72,10 @@ impl Error {
     pub(crate) fn reason(&self) -> Reason {
         match self {
             Self::Refused { reason, .. } => *reason,
-            Self::Io { .. } | Self::Btrfs { .. } => match self.errno() {
+            Self::Io { .. } | Self::Btrfs { .. } | Self::Receive { .. } => match self.errno() {
                 Some(Errno::NOSPC | Errno::DQUOT) => Reason::InsufficientSpace,
                 Some(Errno::ROFS | Errno::STALE | Errno::NODEV) => Reason::PoolUnavailable,
+                None if matches!(self, Self::Receive { .. }) => Reason::StreamInvalid,
                 _ => Reason::IoError,
             },
         }

@@ -94,7 +94,7 @@ fn start_log(format: LogFormat) {
         .with_env_filter(filter)
         .with_writer(io::stderr);
     match format {
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Json => log.json().flatten_event(true).with_span_list(false).init(),
         LogFormat::Text => log.init(),
     }
 }

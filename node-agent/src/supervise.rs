@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use icbd_wire::control::{PoolState, PoolStatus};
+use icbd_wire::control::{PoolState, PoolStatus, Reason};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -58,26 +58,22 @@ impl Supervisor {
         let ready = status.state() == PoolState::Ready;
         let same = same_pool(&known, &status);
         if !same || known.state() != status.state() {
-            let reason = reason_for(status.state());
             tracing::info!(
                 state = status.state().as_str_name(),
                 fsid = status.fsid,
                 message = status.message,
                 "the pool",
             );
-            if known.state() == PoolState::Ready {
-                let message = if ready {
-                    "the pool was swapped"
-                } else {
-                    &status.message
-                };
-                let reason = if ready {
-                    icbd_wire::control::Reason::PoolUnavailable
-                } else {
-                    reason
-                };
-                self.transfers.end_all(reason, message).await;
+            self.images.unsettle();
+            if !ready {
+                // Told at once: on a disk that hangs, transfers take their time to end.
+                self.facts.set_pool(status.clone());
             }
+            let (reason, message) = match status.state() {
+                PoolState::Ready => (Reason::PoolUnavailable, "the pool was swapped"),
+                state => (reason_for(state), status.message.as_str()),
+            };
+            self.transfers.end_all(reason, message).await;
             if ready && let Err(error) = self.images.settle().await {
                 tracing::error!(%error, "cannot clean up after earlier transfers");
                 // Looked at again, it is as new as now.

@@ -179,7 +179,11 @@ async fn a_target_that_does_not_allow_the_namespace_is_named_and_used_when_it_do
         s.snapshot("first", json!({"image": "disk"})).await?;
         s.snapshot_is("first", ConditionType::Taken).await?;
         let message = s
-            .image_says("disk", ConditionType::UpToDate, Reason::NamespaceNotAllowed)
+            .snapshot_says(
+                "first",
+                ConditionType::Replicated,
+                Reason::NamespaceNotAllowed,
+            )
             .await?;
         assert!(message.contains(&s.namespace), "{message}");
         assert_eq!(

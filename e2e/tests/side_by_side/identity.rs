@@ -251,7 +251,7 @@ async fn a_replica_that_shares_nothing_waits_for_consent_to_a_full_transfer() ->
 #[ignore = "needs the test cluster"]
 async fn data_that_is_lost_is_said_to_be_and_never_taken_anew() -> Outcome {
     Scenario::run("lost", async |s| {
-        s.disk_on_node_1(&[]).await?;
+        s.disk_on_node_1(&["node-1"]).await?;
         s.snapshot("first", json!({"image": "disk"})).await?;
         s.snapshot_is("first", ConditionType::Taken).await?;
         s.node("node-1")

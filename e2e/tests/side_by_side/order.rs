@@ -31,8 +31,13 @@ async fn a_snapshot_before_its_image_before_its_target_converges() -> Outcome {
         s.write_live("node-1", "disk", "head -c 200000 /dev/urandom > disk.img")
             .await?;
         s.snapshot_is("first", ConditionType::Taken).await?;
-        s.image_says("disk", ConditionType::UpToDate, Reason::TargetNotFound)
+        let message = s
+            .snapshot_says("first", ConditionType::Replicated, Reason::TargetNotFound)
             .await?;
+        assert!(
+            message.contains(&s.namespace),
+            "does not name the target: {message}"
+        );
 
         s.target(json!({"nodes": selecting(&["node-2", "node-3"])}))
             .await?;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{ImageDir, ImageId, Meta, SnapshotNumber, arrival, inventory};
 use crate::error::{Result, blocking};
-use crate::pool::{OpenPool, Pool};
+use crate::pool::{OpenPool, Pool, PoolId};
 use crate::watch::Facts;
 
 /// How often the disk is looked at for what was done by hand.
@@ -29,7 +29,9 @@ pub(crate) struct Images {
     locks: Arc<Mutex<HashMap<ImageId, ImageLock>>>,
     /// Referenced bytes of snapshots by their uuid: counting takes a walk through the tree.
     bytes: Arc<Mutex<HashMap<Uuid, u64>>>,
-    counted: Arc<Notify>,
+    uncounted: Arc<Notify>,
+    /// The pool that was cleaned up after an agent that may have ended in mid-transfer.
+    settled: Arc<Mutex<Option<PoolId>>>,
 }
 
 impl Images {
@@ -39,7 +41,8 @@ impl Images {
             facts,
             locks: Arc::default(),
             bytes: Arc::default(),
-            counted: Arc::default(),
+            uncounted: Arc::default(),
+            settled: Arc::default(),
         }
     }
 
@@ -114,7 +117,7 @@ impl Images {
                 .and_then(|uuid: Uuid| counted.get(&uuid));
             match known {
                 Some(bytes) => snapshot.bytes = *bytes,
-                None => self.counted.notify_one(),
+                None => self.uncounted.notify_one(),
             }
         }
         Ok(Some(inventory))
@@ -152,7 +155,11 @@ impl Images {
     /// become whole gets its record, anything less is removed.
     pub(crate) async fn settle(&self) -> Result<()> {
         let pool = Arc::clone(&self.pool);
-        let found = blocking(move || inventory::images(&pool.open()?)).await?;
+        let (settling, found) = blocking(move || {
+            let pool = pool.open()?;
+            Ok((pool.id, inventory::images(&pool)?))
+        })
+        .await?;
         for id in found {
             let image = id.clone();
             let settled = self
@@ -165,7 +172,19 @@ impl Images {
                 tracing::error!(image = %id, %error, "cannot clean up after an earlier transfer");
             }
         }
+        *self.settled.lock().unwrap_or_else(PoisonError::into_inner) = Some(settling);
         Ok(())
+    }
+
+    /// The pool has gone: when it is back, it is to be settled again.
+    pub(crate) fn unsettle(&self) {
+        *self.settled.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether snapshots may arrive in a pool: before it is settled, they would be taken for what
+    /// an earlier transfer left.
+    pub(crate) fn is_settled(&self, pool: &OpenPool) -> bool {
+        *self.settled.lock().unwrap_or_else(PoisonError::into_inner) == Some(pool.id)
     }
 
     /// Keeps the inventory in step with the disk until `closing`.
@@ -187,7 +206,7 @@ impl Images {
         loop {
             tokio::select! {
                 () = closing.cancelled() => return,
-                () = self.counted.notified() => {}
+                () = self.uncounted.notified() => {}
             }
             for (id, number, uuid) in self.uncounted() {
                 if closing.is_cancelled() {

@@ -90,24 +90,6 @@ impl Transfers {
     pub(crate) async fn expect(&self, request: ExpectRequest) -> Result<Answer> {
         let announced = Announced::from(&request)?;
         let id = announced.arrival.transfer;
-        if self
-            .users(|ticket| ticket.id == id && ticket.role == Role::Receiver)
-            .len()
-            == 1
-        {
-            return Ok(Answer::Accepted(Accepted { resume_at: 0 }));
-        }
-        let before = self.users(|ticket| {
-            ticket.role == Role::Receiver
-                && ticket.image == announced.image
-                && ticket.number == announced.number
-        });
-        end_all(
-            &before,
-            Reason::Cancelled,
-            "the snapshot was announced anew",
-        )
-        .await;
         let (wanted, bytes, source) = (announced.clone(), request.bytes, request.source_node);
         let verdict = self
             .0
@@ -127,6 +109,17 @@ impl Transfers {
         if verdict == Verdict::AlreadyThere {
             return Ok(Answer::AlreadyThere(AlreadyThere {}));
         }
+        let _alone = self.0.announcing.lock().await;
+        let before = self.users(|ticket| {
+            ticket.role == Role::Receiver
+                && ticket.image == announced.image
+                && ticket.number == announced.number
+        });
+        if before.iter().any(|ticket| ticket.id == id) {
+            return Ok(Answer::Accepted(Accepted { resume_at: 0 }));
+        }
+        let why = "the snapshot was announced anew";
+        end_all(&before, Reason::Cancelled, why).await;
         self.await_source(announced, source, bytes)?;
         Ok(Answer::Accepted(Accepted { resume_at: 0 }))
     }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use icbd_wire::control::Reason;
 use icbd_wire::data::{
-    Answer, FRAME_HEADER_LEN, Failure, FailureCode, Frame, FrameHeader, Hello, PREFACE_LEN, Preface,
+    Answer, FRAME_HEADER_LEN, Failure, FailureCode, Frame, FrameHeader, FrameKind, Hello,
+    PREFACE_LEN, Preface,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
@@ -94,17 +95,21 @@ pub(crate) struct RawFrame {
 }
 
 impl RawFrame {
-    /// Reads one frame into `body`, whose allocation is used again; `moved` is told of each piece.
+    /// Reads one frame into `body`, whose allocation is used again; `moved` is told of each piece
+    /// of a block, for on a slow line one takes its time.
     pub(crate) async fn read(
         from: &mut (impl AsyncRead + Unpin),
         mut body: Vec<u8>,
         moved: &impl Fn(),
     ) -> Result<Self> {
         let mut header = [0; FRAME_HEADER_LEN];
-        fill(from, &mut header, moved).await?;
+        fill(from, &mut header, &|| {}).await?;
         let header = FrameHeader::decode(&header).map_err(|error| broken(&error))?;
         body.resize(header.body_len(), 0);
-        fill(from, &mut body, moved).await?;
+        match header.kind() {
+            FrameKind::Data => fill(from, &mut body, moved).await?,
+            _ => fill(from, &mut body, &|| {}).await?,
+        }
         Ok(Self { header, body })
     }
 

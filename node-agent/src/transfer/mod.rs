@@ -10,6 +10,7 @@ mod source;
 mod ticket;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ struct Inner {
     tickets: Mutex<HashMap<(Uuid, Role), Arc<Ticket>>>,
     /// The announced transfers whose source has not connected yet.
     expected: Mutex<HashMap<Uuid, oneshot::Sender<Incoming>>>,
+    /// Held while what was announced before is replaced.
+    announcing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -65,6 +68,7 @@ impl Transfers {
             stall,
             tickets: Mutex::default(),
             expected: Mutex::default(),
+            announcing: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }))
@@ -84,21 +88,26 @@ impl Transfers {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a transfer to its end, on a task of its own. Refused once the agent is closing.
+    /// Runs a transfer to its end, on a task of its own, unless it runs already. Refused once the
+    /// agent is closing.
     fn run(
         &self,
         ticket: &Arc<Ticket>,
         work: impl Future<Output = Result<()>> + Send + 'static,
     ) -> Result<()> {
-        let mut tickets = self.tickets();
-        if self.0.closing.is_cancelled() {
-            return Err(Error::refused(
-                Reason::ShuttingDown,
-                "the agent is shutting down",
-            ));
+        {
+            let mut tickets = self.tickets();
+            if self.0.closing.is_cancelled() {
+                return Err(Error::refused(
+                    Reason::ShuttingDown,
+                    "the agent is shutting down",
+                ));
+            }
+            match tickets.entry((ticket.id, ticket.role)) {
+                Entry::Occupied(_) => return Ok(()),
+                Entry::Vacant(free) => free.insert(Arc::clone(ticket)),
+            };
         }
-        tickets.insert((ticket.id, ticket.role), Arc::clone(ticket));
-        drop(tickets);
         let span = tracing::info_span!(
             "transfer",
             transfer = %ticket.id,

@@ -6,10 +6,10 @@ use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use icbd_btrfs::receive::{Base, ReceiveError, Receiver};
+use icbd_btrfs::receive::{Base, Receiver};
 use icbd_btrfs::{SnapshotNumber, Subvolume};
 use icbd_wire::control::Reason;
 use icbd_wire::data::{
@@ -111,10 +111,14 @@ impl Transfers {
 
     /// Makes a place for the snapshot; `None` if it is there already.
     async fn begin(&self, announced: &Announced, bytes: u64) -> Result<Option<Place>> {
-        let wanted = announced.clone();
+        let (wanted, images) = (announced.clone(), self.0.images.clone());
         self.0
             .images
             .proceed(&announced.image, move |pool| {
+                if !images.is_settled(pool) {
+                    let message = "the pool has just come and is being looked at";
+                    return Err(Error::refused(Reason::PoolUnavailable, message));
+                }
                 let image = ImageDir::make(pool, &wanted.image)?;
                 let meta = Meta::make(&image)?;
                 if wanted.judge(pool, &image, &meta, bytes)? == Verdict::AlreadyThere {
@@ -146,8 +150,6 @@ struct Arriving {
     received: AtomicU64,
     /// Whether all has come and is being made durable.
     finishing: AtomicBool,
-    /// Why what came was not taken, where the protocol says so rather than the disk.
-    broken: OnceLock<Error>,
     /// Buffers to read frames into again.
     spare: Mutex<VecDeque<Vec<u8>>>,
 }
@@ -159,7 +161,6 @@ impl Arriving {
             movement: Movement::new(stall),
             received: AtomicU64::new(0),
             finishing: AtomicBool::new(false),
-            broken: OnceLock::new(),
             spare: Mutex::default(),
         })
     }
@@ -185,16 +186,17 @@ impl Arriving {
             let talk =
                 async { tokio::try_join!(self.hear(&mut from, frames), self.speak(&mut to)) };
             tokio::select! {
-                result = &mut applied => Some(result),
-                error = self.ticket.stopped() => { let _ = self.broken.set(error); None }
-                error = self.movement.stalled() => { let _ = self.broken.set(error); None }
-                Err(error) = talk => { let _ = self.broken.set(error); None }
+                result = &mut applied => Ok(result),
+                error = self.ticket.stopped() => Err(error),
+                error = self.movement.stalled() => Err(error),
+                Err(error) = talk => Err(error),
             }
         };
-        // The queue is closed now: what is being applied ends as soon as it asks for more.
         let result = match early {
-            Some(result) => result,
-            None => applied.await,
+            Ok(result) => result,
+            // The queue is closed now, and the disk ends as soon as it asks for more. That is not
+            // why the transfer fails, if it does.
+            Err(cause) => applied.await.map_err(|_| cause),
         };
         let mut last = Vec::new();
         match &result {
@@ -222,7 +224,7 @@ impl Arriving {
         let mut heartbeat = None;
         loop {
             let body = self.spare().pop_front().unwrap_or_default();
-            let raw = RawFrame::read(from, body, &|| {}).await;
+            let raw = RawFrame::read(from, body, &|| self.movement.moved()).await;
             let raw = match raw {
                 Ok(raw) => raw,
                 // All has come: whether the source still listens changes nothing.
@@ -301,13 +303,7 @@ impl Arriving {
         {
             tracing::error!(%error, "cannot remove what came of the snapshot");
         }
-        // What the other half found broken is the cause, not that the stream then ended early.
-        match self.broken.get() {
-            Some(error) if result.is_err() => {
-                Err(Error::refused(error.reason(), error.to_string()))
-            }
-            _ => result,
-        }
+        result.map_err(|error| blocks.broken.take().unwrap_or(error))
     }
 
     fn apply_all(
@@ -322,7 +318,6 @@ impl Arriving {
         images: &Images,
     ) -> Result<Uuid> {
         let (number, identity) = (announced.number, announced.arrival.identity);
-        let failed = |error: ReceiveError| not_received(&image.at(number), &error);
         let bases: Vec<_> = parent
             .iter()
             .map(|(identity, _, subvolume)| Base {
@@ -336,7 +331,7 @@ impl Arriving {
                 Some(_) => ControlFlow::Break(()),
                 None => ControlFlow::Continue(()),
             })
-            .map_err(failed)?;
+            .map_err(Error::receive(image.at(number)))?;
         blocks.expect_end()?;
         let content = received.content().uuid;
         if content != identity {
@@ -350,7 +345,7 @@ impl Arriving {
         arrival::judge(image, meta, number, identity, announced.parent)?;
         let snapshot = received
             .finish(number.to_string().as_bytes())
-            .map_err(failed)?;
+            .map_err(Error::receive(image.at(number)))?;
         arrival::complete(meta, number, &announced.arrival)?;
         Ok(snapshot
             .info()
@@ -358,21 +353,8 @@ impl Arriving {
             .uuid)
     }
 
-    fn spare(&self) -> std::sync::MutexGuard<'_, VecDeque<Vec<u8>>> {
+    fn spare(&self) -> MutexGuard<'_, VecDeque<Vec<u8>>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn not_received(at: &str, error: &ReceiveError) -> Error {
-    match error.errno() {
-        Some(errno) => Error::Io {
-            doing: format!("receive {at}: {error}"),
-            source: errno.into(),
-        },
-        None => Error::refused(
-            Reason::StreamInvalid,
-            format!("cannot receive {at}: {error}"),
-        ),
     }
 }
 
@@ -384,6 +366,8 @@ struct Blocks {
     decompressor: Decompressor,
     raw: Vec<u8>,
     at: usize,
+    /// Why there is no next block: an I/O error cannot say it well.
+    broken: Option<Error>,
 }
 
 impl Blocks {
@@ -395,6 +379,7 @@ impl Blocks {
             decompressor: Decompressor::new(),
             raw: Vec::new(),
             at: 0,
+            broken: None,
         }
     }
 
@@ -454,7 +439,7 @@ impl Read for Blocks {
                 Ok(false) => return Ok(0),
                 Err(error) => {
                     let message = error.to_string();
-                    let _ = self.arriving.broken.set(error);
+                    self.broken = Some(error);
                     return Err(io::Error::other(message));
                 }
             }

@@ -97,16 +97,19 @@ proptest! {
 
 #[test]
 fn every_codec_shrinks_what_can_be_shrunk() {
-    let raw = noise(MAX_BLOCK, 4, 1);
     for codec in [Codec::Snappy, Codec::Lz4, Codec::Zlib, Codec::Zstd] {
         let mut compressor = Compressor::new();
-        let data = compressor.seal(codec, &raw).unwrap();
-        assert_eq!(data.codec, codec);
-        assert!(
-            data.payload.len() < raw.len() * 3 / 4,
-            "{codec}: {}",
-            data.payload.len()
-        );
+        for seed in [1, 2] {
+            let raw = noise(MAX_BLOCK, 4, seed);
+            let data = compressor.seal(codec, &raw).unwrap();
+            assert_eq!(data.codec, codec);
+            assert!(
+                data.payload.len() < raw.len() * 3 / 4,
+                "{codec}: {}",
+                data.payload.len()
+            );
+            assert_eq!(Decompressor::new().open(&data).unwrap(), raw);
+        }
     }
 }
 
@@ -143,16 +146,32 @@ fn a_compression_bomb_stops_at_the_length_that_was_claimed() {
     // A payload that really holds 1 MiB, in a block that claims the most its header may, and less.
     let raw = vec![0; MAX_BLOCK];
     for codec in [Codec::Snappy, Codec::Lz4, Codec::Zlib, Codec::Zstd] {
-        let mut compressor = Compressor::new();
+        let (mut compressor, mut decompressor) = (Compressor::new(), Decompressor::new());
         let data = compressor.seal(codec, &raw).unwrap();
+        decompressor.open(&data).unwrap(); // its buffer is now as large as it gets
         for raw_len in [1, 4096, MAX_BLOCK as u32 - 1] {
-            let error = Decompressor::new()
-                .open(&Data { raw_len, ..data })
-                .unwrap_err();
+            let error = decompressor.open(&Data { raw_len, ..data }).unwrap_err();
             assert!(
                 matches!(error, BlockError::Corrupt { .. }),
                 "{codec} {raw_len}: {error}"
             );
+        }
+    }
+}
+
+#[test]
+fn a_payload_with_something_behind_it_does_not_open() {
+    let raw = noise(5000, 4, 1);
+    for codec in Codec::ALL {
+        let mut compressor = Compressor::new();
+        let data = compressor.seal(codec, &raw).unwrap();
+        for tail in [0, 255] {
+            let payload = [data.payload, &[tail]].concat();
+            let longer = Data {
+                payload: &payload,
+                ..data
+            };
+            assert!(Decompressor::new().open(&longer).is_err(), "{codec} {tail}");
         }
     }
 }

@@ -6,11 +6,11 @@ The security context of an agent's container. Takes the values of the agent.
 runAsUser: 0
 runAsGroup: 0
 readOnlyRootFilesystem: true
+allowPrivilegeEscalation: {{ .privileged }}
 {{- if .privileged }}
 # Neither seccomp nor AppArmor is applied to it then.
 privileged: true
 {{- else }}
-allowPrivilegeEscalation: false
 capabilities:
   drop: [ALL]
   add:

@@ -180,6 +180,34 @@ mod tests {
     }
 
     #[test]
+    fn the_chain_is_the_hash_of_the_one_before_the_block_and_its_length() {
+        let (before, block) = ([3; HASH_LEN], [4; HASH_LEN]);
+        let mut chain = Chain::at(Position {
+            raw: 10,
+            chain: before.into(),
+        });
+        chain.fold(block.into(), 5);
+        let expected = blake3::hash(&[&before[..], &block, &[5, 0, 0, 0]].concat());
+        assert_eq!(
+            chain.position(),
+            Position {
+                raw: 15,
+                chain: (*expected.as_bytes()).into()
+            }
+        );
+    }
+
+    #[test]
+    fn a_made_up_position_at_the_end_of_all_numbers_does_not_overflow() {
+        let mut chain = Chain::at(Position {
+            raw: u64::MAX,
+            ..Position::START
+        });
+        chain.fold(BlockHash::of(b"one"), 3);
+        assert_eq!(chain.position().raw, u64::MAX);
+    }
+
+    #[test]
     fn order_content_and_cuts_all_count() {
         let right = chain_of(&[b"one", b"two"]);
         assert_eq!(right.raw, 6);
