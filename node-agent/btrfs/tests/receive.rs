@@ -637,6 +637,76 @@ fn a_full_disk_is_told_with_its_path_and_leaves_nothing() {
     assert!(names(&small).is_empty());
 }
 
+/// A mount, taken down again.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[test]
+#[ignore = "needs root and btrfs"]
+fn a_disk_that_fails_while_data_is_written_back_is_told() {
+    // One file is asked by fsync; very many are asked through the file system.
+    for (files, length) in [(1, 96 * MIB), (96, MIB)] {
+        let pair = Pair::new();
+        for file in 0..files {
+            fs::write(
+                pair.live().join(file.to_string()),
+                noise(length, file as u64),
+            )
+            .unwrap();
+        }
+        let source = pair.take("1");
+
+        // A disk that says it has 2 GiB, on a file system with room for 48 MiB.
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("room")).unwrap();
+        fs::create_dir(at("pool")).unwrap();
+        let (room, pool) = (at("room"), at("pool"));
+        run(
+            "mount",
+            [
+                "-t",
+                "tmpfs",
+                "-o",
+                "size=48m",
+                "none",
+                room.to_str().unwrap(),
+            ],
+        );
+        let _room = Mounted(room.clone());
+        let disk = room.join("disk");
+        File::create(&disk).unwrap().set_len(2 << 30).unwrap();
+        run("mkfs.btrfs", ["-q", "-m", "single", disk.to_str().unwrap()]);
+        run(
+            "mount",
+            ["-o", "loop", disk.to_str().unwrap(), pool.to_str().unwrap()],
+        );
+        let _pool = Mounted(pool.clone());
+
+        let dir = File::open(&pool).unwrap();
+        let request = SendRequest {
+            source: &source,
+            parent: None,
+            clone_sources: &[],
+        };
+        let outcome = Receiver::new(dir.as_fd(), PARTIAL.as_bytes(), &[])
+            .run(request.start().unwrap(), |_| ControlFlow::Continue(()))
+            .and_then(|received| received.finish(b"1"));
+        let error = outcome.unwrap_err();
+        let told = [Errno::IO, Errno::NOSPC, Errno::ROFS].map(Some);
+        assert!(told.contains(&error.errno()), "{error}");
+        assert!(!pool.join("1").exists());
+    }
+}
+
 #[test]
 #[ignore = "needs root and btrfs"]
 fn a_base_is_named_by_its_identity() {

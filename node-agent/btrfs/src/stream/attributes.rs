@@ -1,5 +1,5 @@
 //! A command's payload taken apart into attributes, each at most once, and the typed ways to take
-//! one out. Which command takes which attributes is in `command.rs`.
+//! one out. Which command takes which attributes is in `parse.rs`.
 
 use uuid::Uuid;
 

@@ -30,6 +30,7 @@ mod command;
 pub mod encode;
 mod error;
 mod numbers;
+mod parse;
 mod path;
 mod reader;
 #[cfg(test)]

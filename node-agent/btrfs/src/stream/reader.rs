@@ -1,5 +1,5 @@
 //! Reads a stream command by command into one buffer, and checks lengths, checksums and order of
-//! bytes; what the attributes of a command mean is in `command.rs`.
+//! bytes; what the attributes of a command mean is in `parse.rs`.
 
 use std::fmt;
 use std::io::{self, Read};
