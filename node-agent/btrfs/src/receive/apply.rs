@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::decode::Decoder;
 use super::files::Files;
-use super::tree::{Node, Tree};
+use super::tree::{Node, Tree, disinherit};
 use super::{Base, Refusal};
 use crate::stream::{Command, Encoded, Timestamp, TreePath};
 use crate::subvolume::Subvolume;
@@ -126,16 +126,16 @@ impl<'a> Applier<'a> {
     fn make_file(&mut self, path: TreePath<'_>) -> Result<(), Refusal> {
         let (dir, name) = self.tree.place(path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o600))
+        let file = rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o600))
             .map_err(Refusal::system("create it"))?;
-        self.tree.node(path)?.disinherit()
+        disinherit(file.as_fd())
     }
 
     fn make_directory(&mut self, path: TreePath<'_>) -> Result<(), Refusal> {
         let (dir, name) = self.tree.place(path)?;
         rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700))
             .map_err(Refusal::system("create it"))?;
-        self.tree.node(path)?.disinherit()
+        disinherit(self.tree.node(path)?.fd.as_fd())
     }
 
     fn make_special(&mut self, path: TreePath<'_>, mode: u32, rdev: u32) -> Result<(), Refusal> {
@@ -143,7 +143,7 @@ impl<'a> Applier<'a> {
         let kind = FileType::from_raw_mode(mode);
         rustix::fs::mknodat(&dir, name, kind, Mode::from_raw_mode(0o600), device(rdev))
             .map_err(Refusal::system("create it"))?;
-        self.tree.node(path)?.disinherit()
+        disinherit(self.tree.node(path)?.fd.as_fd())
     }
 
     fn make_symlink(&mut self, path: TreePath<'_>, target: &[u8]) -> Result<(), Refusal> {

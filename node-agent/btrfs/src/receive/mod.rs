@@ -38,11 +38,10 @@ use uuid::Uuid;
 
 pub use error::{ReceiveError, Refusal};
 
-use crate::stream::{Command, Reader, TreePath};
+use crate::stream::{Command, Reader};
 use crate::subvolume::{self, Access, Subvolume};
 use apply::Applier;
 use files::Files;
-use tree::Node;
 
 /// A snapshot that the stream may build on: as its parent, or as a source of clones.
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +156,7 @@ impl<'a> Receiver<'a> {
             subvolume,
         };
         if parent.is_none() {
-            Node::open(partial.subvolume.as_fd(), TreePath::ROOT)?.disinherit()?;
+            tree::disinherit(partial.subvolume.as_fd())?;
         }
         let name = name.as_bytes().to_vec();
         Ok((

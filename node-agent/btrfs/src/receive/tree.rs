@@ -2,7 +2,7 @@
 //! nowhere else, so that nothing outside the tree can be reached. What is done with the
 //! descriptors is in `apply.rs`; data goes through `files.rs`.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -42,31 +42,49 @@ impl Node {
             .map_err(Refusal::system("open its data"))
     }
 
-    /// Takes away the extended attributes that a new object got from the directory it was made in:
-    /// default ACLs, and btrfs' properties.
-    pub(super) fn disinherit(&self) -> Result<(), Refusal> {
-        let path = self.proc_path();
-        let doing = "take inherited attributes from it";
-        let length = rustix::fs::listxattr_query(&path).map_err(Refusal::system(doing))?;
-        if length == 0 {
-            return Ok(());
-        }
-        let mut names = vec![0; length];
-        let length =
-            rustix::fs::listxattr(&path, &mut names[..]).map_err(Refusal::system(doing))?;
-        for name in names[..length].split(|&byte| byte == 0) {
-            // A security module's label is not inherited but assigned, and cannot be taken away.
-            if !name.is_empty() && !name.starts_with(b"security.") {
-                rustix::fs::removexattr(&path, name).map_err(Refusal::system(doing))?;
-            }
-        }
-        Ok(())
-    }
-
     /// A path that leads to this very node, for the calls that take no `O_PATH` descriptor. The
     /// kernel jumps from it to the node, and follows nothing further, were the node a symlink.
     pub(super) fn proc_path(&self) -> String {
-        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
+        proc_path(self.fd.as_fd())
+    }
+}
+
+fn proc_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// Takes away the extended attributes that a new object got from the directory it was made in:
+/// default ACLs, and btrfs' properties.
+pub(super) fn disinherit(new: BorrowedFd<'_>) -> Result<(), Refusal> {
+    let path = proc_path(new);
+    let doing = "take inherited attributes from it";
+    let length = rustix::fs::listxattr_query(&path).map_err(Refusal::system(doing))?;
+    if length == 0 {
+        return Ok(());
+    }
+    let mut names = vec![0; length];
+    let length = rustix::fs::listxattr(&path, &mut names[..]).map_err(Refusal::system(doing))?;
+    for name in names[..length].split(|&byte| byte == 0) {
+        // A security module's label is not inherited but assigned, and cannot be taken away.
+        if !name.is_empty() && !name.starts_with(b"security.") {
+            rustix::fs::removexattr(&path, name).map_err(Refusal::system(doing))?;
+        }
+    }
+    Ok(())
+}
+
+/// A directory of the tree. Most of what is made begins in the root directory, which is open.
+pub(super) enum Directory<'a> {
+    Root(BorrowedFd<'a>),
+    Below(OwnedFd),
+}
+
+impl AsFd for Directory<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Directory::Root(root) => root.as_fd(),
+            Directory::Below(directory) => directory.as_fd(),
+        }
     }
 }
 
@@ -89,19 +107,25 @@ impl<'a> Tree<'a> {
 
     /// What stands at `path`.
     pub(super) fn node(&mut self, path: TreePath<'_>) -> Result<&Node, Refusal> {
-        let node = match self.last.take() {
-            Some((known, node)) if known == path.as_bytes() => node,
-            _ => Node::open(self.root, path)?,
+        let last = match self.last.take() {
+            Some(last) if last.0 == path.as_bytes() => last,
+            _ => (path.as_bytes().to_vec(), Node::open(self.root, path)?),
         };
-        Ok(&self.last.insert((path.as_bytes().to_vec(), node)).1)
+        Ok(&self.last.insert(last).1)
     }
 
     /// The directory that `path` stands in, and its name there.
-    pub(super) fn place<'p>(&self, path: TreePath<'p>) -> Result<(OwnedFd, &'p [u8]), Refusal> {
+    pub(super) fn place<'p>(
+        &self,
+        path: TreePath<'p>,
+    ) -> Result<(Directory<'a>, &'p [u8]), Refusal> {
         let (directory, name) = path.split().ok_or(Refusal::Root)?;
+        if directory.is_root() {
+            return Ok((Directory::Root(self.root), name));
+        }
         let directory = beneath(self.root, directory, OFlags::DIRECTORY)
             .map_err(Refusal::system("open its directory"))?;
-        Ok((directory, name))
+        Ok((Directory::Below(directory), name))
     }
 
     /// To be called after names were moved or removed.

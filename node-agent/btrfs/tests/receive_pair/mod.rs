@@ -19,6 +19,8 @@ use crate::support::Pool;
 
 pub const PARTIAL: &str = ".partial-test";
 
+pub const MIB: usize = 1 << 20;
+
 /// A source with a writable subvolume `live`, and a replica.
 pub struct Pair {
     pub source: Pool,
@@ -216,4 +218,18 @@ pub fn btrfs_receive(pool: &Pool, stream: &[u8]) -> Result<(), String> {
         true => Ok(()),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
+}
+
+/// Bytes that neither compress nor repeat.
+pub fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
 }
