@@ -17,7 +17,7 @@ use crate::agents::{Agents, Owner};
 use crate::caches::{Caches, image_key};
 use crate::replication::Ledger;
 
-type Versioned<T> = ((u64, u64), T);
+type Nodes = Arc<BTreeMap<NodeName, Node>>;
 
 /// Everything that can be seen.
 pub(crate) struct Sight {
@@ -26,7 +26,7 @@ pub(crate) struct Sight {
     pub(crate) ledger: Arc<Ledger>,
     /// The nodes as last put together, and of which versions of objects and agents: many decisions
     /// are made from the same sight of them.
-    nodes: Mutex<Option<Versioned<Arc<BTreeMap<NodeName, Node>>>>>,
+    nodes: Mutex<Option<((u64, u64), Nodes)>>,
 }
 
 impl Sight {
@@ -40,7 +40,7 @@ impl Sight {
     }
 
     /// All nodes, with their agents.
-    pub(crate) fn nodes(&self) -> Arc<BTreeMap<NodeName, Node>> {
+    pub(crate) fn nodes(&self) -> Nodes {
         // Read before looking: what changes meanwhile is seen the next time.
         let version = (self.caches.node_version(), self.agents.node_version());
         let mut cached = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);

@@ -198,7 +198,7 @@ impl Agents {
         transfers: Vec<pb::Transfer>,
     ) {
         let contact = Contact::Made {
-            pool: convert::pool(description.pool.unwrap_or_default()),
+            pool: Box::new(convert::pool(description.pool.unwrap_or_default())),
             data_port: u16::try_from(description.data_port).unwrap_or(icbd_crds::names::DATA_PORT),
             client,
         };
@@ -333,7 +333,7 @@ fn replace_pool(link: &mut Link, node: &NodeName, new: Pool) -> Option<Change> {
     let Contact::Made { pool, .. } = &mut link.contact else {
         return None;
     };
-    let old = std::mem::replace(pool, new.clone());
+    let old = std::mem::replace(pool.as_mut(), new.clone());
     let same_but_space = Pool {
         free: old.free,
         capacity: old.capacity,

@@ -90,7 +90,7 @@ enum Contact {
     Untried,
     Lost(String),
     Made {
-        pool: Pool,
+        pool: Box<Pool>,
         data_port: u16,
         client: AgentClient<Channel>,
     },
@@ -105,7 +105,7 @@ impl Link {
         match &self.contact {
             Contact::Untried => Agent::Unreachable("not dialled yet".to_owned()),
             Contact::Lost(why) => Agent::Unreachable(why.clone()),
-            Contact::Made { pool, .. } => Agent::Connected(pool.clone()),
+            Contact::Made { pool, .. } => Agent::Connected(Pool::clone(pool)),
         }
     }
 }
