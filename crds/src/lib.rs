@@ -2,6 +2,9 @@
 //! and the names that the outside relies on. Knows no client, no runtime and no agent: what is
 //! wanted and what was last seen, as data.
 
+// Printer columns repeat their type and priority, each in its own group.
+#![allow(clippy::duplicated_attributes)]
+
 mod image;
 pub mod names;
 mod quantity;

@@ -3,16 +3,13 @@
 
 use std::io::{self, BufReader, Read};
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::send::{FileData, SendRequest, SendStream};
-use crate::stream::{COMMAND_HEADER, Command, MAX_ENCODED, Problem, Reader, StreamError};
-use crate::walk::READ;
+use crate::stream::{COMMAND_HEADER, Command, MAX_ENCODED, Problem, Reader, StreamError, TreePath};
 
 /// The most that the kernel puts into one write command of version 2 (`max_send_read_size` of
 /// `fs/btrfs/send.c`).
@@ -25,7 +22,7 @@ const SILENCE: Timespec = Timespec {
 };
 
 /// The length that a stream will have.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamSize {
     /// Bytes of the whole stream.
     pub stream: u64,
@@ -49,7 +46,9 @@ pub enum MeasureError {
 }
 
 impl SendRequest<'_> {
-    /// How long the stream of this request will be.
+    /// How long the stream of this request will be. For each range that the kernel would have written
+    /// it says so; holes it punches in this pass as it will in the stream, or, before it learned to,
+    /// writes in both.
     ///
     /// The kernel goes through all metadata for it: for a file of 100,000 shared extents that takes
     /// most of a minute. `watch` is told, a few times a second at least, how many bytes of metadata
@@ -62,43 +61,27 @@ impl SendRequest<'_> {
         watch: impl FnMut(u64) -> ControlFlow<()>,
     ) -> Result<StreamSize, MeasureError> {
         let stream = self.start_with(FileData::Omitted)?;
-        let mut reader = Reader::begin(BufReader::new(Watched {
+        let watched = BufReader::new(Watched {
             stream,
             bytes: 0,
             watch,
-        }))
-        .map_err(MeasureError::of)?
-        .ok_or_else(|| Error::system("send", self.source.name())(Errno::NODATA))?;
-        let mut holes = HoleFinder {
-            source: self.source.as_fd(),
-            file: None,
-        };
-        let mut instead = StreamSize::default();
-        let mut omitted = 0;
+        });
+        let mut reader = Reader::begin(watched)
+            .map_err(MeasureError::of)?
+            .ok_or_else(|| Error::system("send", self.source.name())(Errno::NODATA))?;
+        // The announcements of data in this pass, and the writes that the stream has in their place.
+        let (mut announcements, mut writes, mut data) = (0, 0_u64, 0_u64);
         while let Some(command) = reader.next_command().map_err(MeasureError::of)? {
-            if let Command::UpdateExtent {
-                path,
-                offset,
-                length,
-            } = command
-            {
-                let path = path.as_bytes();
-                // Only an increment speaks of holes: in a full send there is nothing to punch.
-                let hole = self.parent.is_some() && holes.is_hole(path, offset, length);
-                let size = if hole {
-                    punch(path)
-                } else {
-                    writes(path, length)
-                };
-                instead.stream = instead.stream.saturating_add(size.stream);
-                instead.data = instead.data.saturating_add(size.data);
-                omitted += update_extent(path);
+            if let Command::UpdateExtent { path, length, .. } = command {
+                announcements += announcement_bytes(path);
+                writes = writes.saturating_add(write_bytes(path, length));
+                data = data.saturating_add(length);
             }
         }
-        let metadata = reader.upcoming().offset - omitted;
+        let metadata = reader.upcoming().offset - announcements;
         Ok(StreamSize {
-            stream: metadata.saturating_add(instead.stream),
-            ..instead
+            stream: metadata.saturating_add(writes),
+            data,
         })
     }
 }
@@ -120,67 +103,17 @@ impl MeasureError {
     }
 }
 
-// The bytes of commands that name `path`: a header, and attributes of four bytes and the value each.
-
-fn update_extent(path: &[u8]) -> u64 {
-    (COMMAND_HEADER + (4 + path.len()) + (4 + 8) + (4 + 8)) as u64
+/// One UPDATE_EXTENT: a header, and path, offset and length, each with an attribute header of four
+/// bytes.
+fn announcement_bytes(path: TreePath<'_>) -> u64 {
+    (COMMAND_HEADER + (4 + path.as_bytes().len()) + (4 + 8) + (4 + 8)) as u64
 }
 
-/// One FALLOCATE: path, mode, offset, size.
-fn punch(path: &[u8]) -> StreamSize {
-    StreamSize {
-        stream: update_extent(path) + (4 + 4),
-        data: 0,
-    }
-}
-
-/// As many WRITEs as `length` bytes take: path, offset, and data, which has no length.
-fn writes(path: &[u8], length: u64) -> StreamSize {
-    let each = (COMMAND_HEADER + (4 + path.len()) + (4 + 8) + 2) as u64;
-    let overhead = length.div_ceil(WRITE_BYTES).saturating_mul(each);
-    StreamSize {
-        stream: length.saturating_add(overhead),
-        data: length,
-    }
-}
-
-/// Tells holes from data, which the pass without data does not.
-struct HoleFinder<'a> {
-    source: BorrowedFd<'a>,
-    /// The file asked about last, which in most cases is asked about next; none if it cannot be
-    /// opened.
-    file: Option<(Vec<u8>, Option<OwnedFd>)>,
-}
-
-impl HoleFinder<'_> {
-    /// Whether this range is one hole in the source. The path is one of the moment in the stream,
-    /// so it may be no file's in the source, or another's: then the answer may be wrong.
-    fn is_hole(&mut self, path: &[u8], offset: u64, length: u64) -> bool {
-        if self.file.as_ref().is_none_or(|(known, _)| known != path) {
-            self.file = Some((path.to_vec(), self.open(path)));
-        }
-        let Some((_, Some(file))) = &self.file else {
-            return false;
-        };
-        match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-            Ok(data) => data.saturating_sub(offset) >= length,
-            Err(errno) => errno == Errno::NXIO,
-        }
-    }
-
-    /// Opens a regular file, and nothing that does more when it is opened.
-    fn open(&self, path: &[u8]) -> Option<OwnedFd> {
-        let open = |flags| {
-            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-            rustix::fs::openat2(self.source, path, flags, Mode::empty(), resolve).ok()
-        };
-        let stat = rustix::fs::fstat(open(OFlags::PATH | OFlags::CLOEXEC)?).ok()?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-            open(READ)
-        } else {
-            None
-        }
-    }
+/// As many WRITEs as `length` bytes take: a header each, path, offset, and data, whose attribute
+/// header has two bytes.
+fn write_bytes(path: TreePath<'_>, length: u64) -> u64 {
+    let each = (COMMAND_HEADER + (4 + path.as_bytes().len()) + (4 + 8) + 2) as u64;
+    length.saturating_add(length.div_ceil(WRITE_BYTES).saturating_mul(each))
 }
 
 /// Reads a stream, asking the watcher before each read and while there is nothing to read.

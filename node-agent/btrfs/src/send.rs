@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::subvolume::{Subvolume, escape, file_system_id};
 use crate::sys;
 
-/// The protocol that is always asked for (kernel 6.0 and newer know it). Version 1 cuts the length
-/// of a hole to 32 bits and sends zeros for holes.
+/// The protocol that is always asked for (kernel 6.0 and newer know it). In version 1 a hole
+/// costs as many zeros, and the length of a large one is cut to 32 bits.
 const VERSION: u32 = 2;
 
 /// Room in the pipe between kernel and reader: seven of the kernel's writes of 144 KiB.

@@ -137,20 +137,6 @@ fn what_is_cloned_is_not_measured_as_data() {
 
 #[test]
 #[ignore = "needs root and btrfs"]
-fn a_name_that_is_a_fifo_s_in_the_end_is_measured_as_the_file_that_it_was() {
-    let (pool, live, first) = pool();
-    let root = pool.path().join("live");
-    write(&pool, "disk.img", &noise(MIB), 0);
-    fs::create_dir(root.join("moved")).unwrap();
-    fs::rename(root.join("disk.img"), root.join("moved/disk.img")).unwrap();
-    let kind = rustix::fs::FileType::Fifo;
-    let mode = rustix::fs::Mode::from(0o600);
-    rustix::fs::mknodat(rustix::fs::CWD, root.join("disk.img"), kind, mode, 0).unwrap();
-    assert_eq!(increment(&pool, &live, &first).data, MIB);
-}
-
-#[test]
-#[ignore = "needs root and btrfs"]
 fn the_watcher_breaks_it_off() {
     let (_pool, _live, first) = pool();
     let mut asked = 0;

@@ -1,6 +1,7 @@
 //! Transfers: one snapshot from one agent to another. Here is which ones there are, how each is
 //! run, watched and ended; how bytes move is in `source` and `receiver`.
 
+mod codec;
 mod expect;
 mod limit;
 mod link;

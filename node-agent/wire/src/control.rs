@@ -28,7 +28,9 @@ pub fn refusal(reason: Reason, message: impl Into<String>) -> Status {
         _ => Code::FailedPrecondition,
     };
     let mut status = Status::new(code, message);
-    status.metadata_mut().insert(REASON_KEY, MetadataValue::from_static(reason.as_str_name()));
+    status
+        .metadata_mut()
+        .insert(REASON_KEY, MetadataValue::from_static(reason.as_str_name()));
     status
 }
 

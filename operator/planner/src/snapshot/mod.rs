@@ -7,6 +7,7 @@ mod status;
 use icbd_crds::{DeletionPolicy, Origin, Reason, SnapshotSpec, SnapshotStatus};
 
 use crate::model::{Held, ImageFacts, NodeName, Refusal, SnapshotNumber};
+use crate::selection::select;
 
 pub use status::status;
 
@@ -230,10 +231,9 @@ fn elsewhere<'a>(
 
 /// Content that was seen and is on no node that can be seen: lost, unless some node is out of sight.
 fn missing<'a>(image: &ImageFacts, number: SnapshotNumber, identity: &'a str) -> Binding<'a> {
-    let hidden = image
-        .inventories
-        .keys()
-        .find(|node| image.observe(node).is_err());
+    let replicas = select(image).replicas;
+    let known = image.inventories.keys().chain(replicas.keys());
+    let hidden = known.into_iter().find(|node| image.observe(node).is_err());
     if let Some(node) = hidden {
         let message = format!(
             "the primary no longer holds snapshot {number} ({identity}), and node {node} cannot be seen"

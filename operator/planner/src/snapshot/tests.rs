@@ -201,7 +201,7 @@ fn lost_data_is_expired_and_never_taken_anew() {
         lost.reason(ConditionType::Expired),
         (true, "SnapshotLost".into())
     );
-    assert_eq!(lost.reason(ConditionType::Taken).0, false);
+    assert!(!lost.reason(ConditionType::Taken).0);
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn replicated_latches_and_is_never_vacuous() {
         (true, "Replicated".into())
     );
     let joined = done.then("n1 1a | n2 1a | n3");
-    assert_eq!(joined.reason(ConditionType::Replicated).0, true);
+    assert!(joined.reason(ConditionType::Replicated).0);
     assert_eq!(joined.status().replicated.as_deref(), Some("1/2"));
     let alone = case("s1", "n1 1a");
     assert_eq!(
@@ -249,9 +249,9 @@ fn min_replicas_is_how_many_make_it_replicated() {
         (false, "AgentUnreachable".into())
     );
     one.image_mut().spec.min_replicas = Some(1);
-    assert_eq!(one.reason(ConditionType::Replicated).0, true);
+    assert!(one.reason(ConditionType::Replicated).0);
     one.image_mut().spec.min_replicas = Some(3);
-    assert_eq!(one.reason(ConditionType::Replicated).0, false);
+    assert!(!one.reason(ConditionType::Replicated).0);
 }
 
 #[test]

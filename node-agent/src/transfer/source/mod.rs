@@ -1,0 +1,237 @@
+//! The source's end of a transfer: what to send is checked and opened, the receiver is greeted, and
+//! two halves go to work: `seal` on the disk, `converse` on the connection.
+
+mod converse;
+mod seal;
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use icbd_btrfs::Subvolume;
+use icbd_wire::control::{self, Reason, Role};
+use icbd_wire::data::{
+    Answer, Codec, CodecSet, FailureCode, Hello, Mode, Sending, VersionRange, Welcome,
+};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use self::converse::Connection;
+use self::seal::{Opened, Sealing, measure};
+use super::limit::Bucket;
+use super::link::{self, Movement};
+use super::ticket::Ticket;
+use super::{Transfers, codec};
+use crate::error::{Error, Result, blocking};
+use crate::image::{self, ImageDir, ImageId, Meta, SnapshotNumber, claim, inventory};
+use crate::net;
+
+/// Sealed blocks that wait for the network, at most; each has up to 1 MiB.
+const AHEAD: usize = 4;
+
+/// How long a transfer waits to learn its length; after that it is told when it is known.
+const MEASURE_FIRST: Duration = Duration::from_secs(1);
+
+/// What to send, to whom and how.
+struct Order {
+    image: ImageId,
+    number: SnapshotNumber,
+    identity: Uuid,
+    parent: Option<(SnapshotNumber, Uuid)>,
+    receiver: SocketAddr,
+    codec: Codec,
+    bucket: Option<Arc<Bucket>>,
+}
+
+impl Transfers {
+    /// Starts a transfer that this agent is the source of. Asked again, it does nothing more.
+    pub(crate) async fn send(&self, request: control::SendRequest) -> Result<()> {
+        let id = image::uuid("transfer", &request.transfer)?;
+        let order = Arc::new(self.order(&request)?);
+        let known = self
+            .0
+            .facts
+            .transfer(&request.transfer, Role::Source)
+            .is_some();
+        let (wanted, owner) = (Arc::clone(&order), request.owner);
+        let opened = self
+            .0
+            .images
+            .change(request.fence, &order.image, move |pool| {
+                let image = ImageDir::open(pool, &wanted.image)?.ok_or_else(|| {
+                    let message = format!("there is no directory {}", wanted.image);
+                    Error::refused(Reason::ImageNotFound, message)
+                })?;
+                claim(&image, &Meta::make(&image)?, owner.as_ref())?;
+                if known {
+                    return Ok(None);
+                }
+                wanted.open(&image).map(Some)
+            })
+            .await?;
+        let Some(opened) = opened else { return Ok(()) };
+        let peer = request
+            .receiver
+            .map(|receiver| receiver.node)
+            .unwrap_or_default();
+        let (image, number) = (order.image.clone(), order.number);
+        let ticket = Arc::new(Ticket::new((id, Role::Source), image, number, peer));
+        if let Some((parent, _)) = order.parent {
+            let _ = ticket.parent.set(parent);
+        }
+        ticket.start(codec::named(order.codec));
+        let work = Self::send_to_end(Arc::clone(&ticket), order, opened, self.0.stall);
+        self.run(&ticket, work)
+    }
+
+    fn order(&self, request: &control::SendRequest) -> Result<Order> {
+        let invalid = |message: &str| Error::refused(Reason::InvalidArgument, message);
+        let receiver = request
+            .receiver
+            .as_ref()
+            .ok_or_else(|| invalid("no receiver"))?;
+        let address: IpAddr = receiver
+            .address
+            .parse()
+            .map_err(|_| invalid("the receiver's address is not an IP address"))?;
+        let port = u16::try_from(receiver.port)
+            .map_err(|_| invalid("the receiver's port is beyond 65535"))?;
+        let parent = match request.parent_number {
+            0 => None,
+            parent => {
+                let identity = image::uuid("parent identity", &request.parent_identity)?;
+                Some((image::number(parent)?, identity))
+            }
+        };
+        let limit = request
+            .limit
+            .as_ref()
+            .filter(|limit| limit.bytes_per_second > 0);
+        Ok(Order {
+            image: request.image.as_ref().try_into()?,
+            number: image::number(request.number)?,
+            identity: image::uuid("identity", &request.identity)?,
+            parent,
+            receiver: SocketAddr::new(address, port),
+            codec: codec::chosen(request.codec()),
+            bucket: limit.map(|limit| self.0.limits.bucket(limit)),
+        })
+    }
+
+    async fn send_to_end(
+        ticket: Arc<Ticket>,
+        order: Arc<Order>,
+        opened: Opened,
+        stall: Duration,
+    ) -> Result<()> {
+        tracing::info!(receiver = %order.receiver, codec = %order.codec, "sending");
+        let opened = Arc::new(opened);
+        let measured = measure(Arc::clone(&ticket), Arc::clone(&opened));
+        let expected = tokio::time::timeout(MEASURE_FIRST, measured)
+            .await
+            .ok()
+            .flatten();
+        let mut stream = ticket.unless_stopped(net::dial(order.receiver)).await?;
+        let hello = order.hello(ticket.id, expected)?;
+        let greeting = greet(&mut stream, &hello, &ticket);
+        let Some(welcome) = ticket.unless_stopped(greeting).await? else {
+            tracing::info!("the receiver has the snapshot already");
+            return Ok(());
+        };
+        let codec = if welcome.codecs.contains(order.codec) {
+            order.codec
+        } else {
+            Codec::None
+        };
+        ticket.start(codec::named(codec));
+
+        let sending = Arc::new(Mutex::new(Sending::new(&welcome)));
+        let (sealed, blocks) = mpsc::channel(AHEAD);
+        let sealing = Sealing {
+            ticket: Arc::clone(&ticket),
+            sending: Arc::clone(&sending),
+            codec,
+            sealed,
+        };
+        let sealer = blocking(move || {
+            sealing.run(&opened);
+            Ok(())
+        });
+        let connection = Connection {
+            ticket: &ticket,
+            movement: Movement::new(stall),
+            bucket: &order.bucket,
+        };
+        let (_, result) = tokio::join!(sealer, connection.run(stream, blocks, &sending));
+        result
+    }
+}
+
+impl Order {
+    fn open(&self, image: &ImageDir) -> Result<Opened> {
+        let open = |number: SnapshotNumber, identity: Uuid| {
+            let at = image.at(number);
+            let missing = |what: String| Error::refused(Reason::SnapshotNotFound, what);
+            let found = inventory::snapshot(image, number)?
+                .ok_or_else(|| missing(format!("there is no snapshot {at}")))?;
+            if found.identity != identity {
+                let message = format!("{at} holds {}, not {identity}", found.identity);
+                return Err(Error::refused(Reason::Conflict, message));
+            }
+            if found.suspect {
+                return Err(missing(format!(
+                    "{at} was changed since it was taken or received"
+                )));
+            }
+            Subvolume::open(image, number.to_string()).map_err(Error::btrfs(at))
+        };
+        Ok(Opened {
+            source: open(self.number, self.identity)?,
+            parent: self
+                .parent
+                .map(|(number, identity)| open(number, identity))
+                .transpose()?,
+        })
+    }
+
+    fn hello(&self, transfer: Uuid, expected_raw: Option<u64>) -> Result<Hello> {
+        let snapshot = NonZeroU64::new(self.number.get()).ok_or_else(|| {
+            Error::refused(Reason::InvalidArgument, "snapshot numbers start at 1")
+        })?;
+        Ok(Hello {
+            versions: VersionRange::OURS,
+            transfer,
+            namespace: self.image.namespace.clone(),
+            image: self.image.name.clone(),
+            snapshot,
+            content: self.identity,
+            parent: self.parent.map(|(_, identity)| identity),
+            mode: Mode::Stream,
+            codecs: CodecSet::of([self.codec]),
+            expected_raw,
+        })
+    }
+}
+
+/// Opens the conversation; `None` if the receiver has the snapshot already.
+async fn greet(stream: &mut TcpStream, hello: &Hello, ticket: &Ticket) -> Result<Option<Welcome>> {
+    let mut message = Vec::new();
+    hello.encode(&mut message);
+    link::write(stream, &message).await?;
+    ticket
+        .sent
+        .fetch_add(message.len() as u64, Ordering::Relaxed);
+    match link::read_answer(stream).await? {
+        Answer::Welcome(welcome) => {
+            hello
+                .check(&welcome)
+                .map_err(|error| link::broken(&error))?;
+            Ok(Some(welcome))
+        }
+        Answer::Refused(failure) if failure.code == FailureCode::AlreadyThere => Ok(None),
+        Answer::Refused(failure) => Err(link::heard(&failure)),
+    }
+}

@@ -1,0 +1,191 @@
+//! Puts together what the planner decides from: the objects in the caches and what the agents
+//! told. No decisions here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use icbd_crds::{ConditionType, Snapshot, VMImage, condition, names};
+use icbd_planner::replication::WantedSnapshot;
+use icbd_planner::{
+    Attempts, ImageFacts, ImageKey, Namespace, Node, NodeName, SnapshotNumber, TargetFacts,
+};
+use jiff::Timestamp;
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
+
+use crate::agents::{Agents, Owner};
+use crate::caches::{Caches, image_key};
+use crate::replication::Ledger;
+
+type Nodes = Arc<BTreeMap<NodeName, Node>>;
+
+/// Everything that can be seen.
+pub(crate) struct Sight {
+    pub(crate) caches: Arc<Caches>,
+    pub(crate) agents: Arc<Agents>,
+    pub(crate) ledger: Arc<Ledger>,
+    /// The nodes as last put together, and of which versions of objects and agents: many decisions
+    /// are made from the same sight of them.
+    nodes: Mutex<Option<((u64, u64), Nodes)>>,
+}
+
+impl Sight {
+    pub(crate) fn new(caches: Arc<Caches>, agents: Arc<Agents>, ledger: Arc<Ledger>) -> Self {
+        Sight {
+            caches,
+            agents,
+            ledger,
+            nodes: Mutex::default(),
+        }
+    }
+
+    /// All nodes, with their agents.
+    pub(crate) fn nodes(&self) -> Nodes {
+        // Read before looking: what changes meanwhile is seen the next time.
+        let version = (self.caches.node_version(), self.agents.node_version());
+        let mut cached = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        match cached.as_ref() {
+            Some((seen, nodes)) if *seen == version => nodes.clone(),
+            _ => {
+                let nodes = Arc::new(self.look_at_nodes());
+                *cached = Some((version, nodes.clone()));
+                nodes
+            }
+        }
+    }
+
+    fn look_at_nodes(&self) -> BTreeMap<NodeName, Node> {
+        let objects = self.caches.nodes.state();
+        let look = |object: &Arc<k8s_openapi::api::core::v1::Node>| {
+            let name = NodeName(object.name_any());
+            let annotation = |key| object.annotations().get(key).cloned();
+            let node = Node {
+                labels: object.labels().clone(),
+                init_pool: annotation(names::INIT_POOL).as_deref() == Some("true"),
+                take_over_pool: annotation(names::TAKE_OVER_POOL),
+                agent: self.agents.agent(&name),
+            };
+            (name, node)
+        };
+        objects.iter().map(look).collect()
+    }
+
+    /// The namespace of an image.
+    pub(crate) fn namespace(&self, name: &str) -> Namespace {
+        let Some(object) = self.caches.namespaces.get(&ObjectRef::new(name)) else {
+            return Namespace::default();
+        };
+        Namespace {
+            uid: object.uid().unwrap_or_default(),
+            labels: object.labels().clone(),
+            adopt_from: object.annotations().get(names::ADOPT_FROM).cloned(),
+            terminating: object.metadata.deletion_timestamp.is_some(),
+        }
+    }
+
+    /// All that can be seen of one image.
+    pub(crate) fn image(&self, image: &VMImage) -> ImageFacts {
+        let key = image_key(image, &image.name_any());
+        ImageFacts {
+            spec: image.spec.clone(),
+            terminating: image.metadata.deletion_timestamp.is_some(),
+            namespace: self.namespace(&key.namespace),
+            targets: image
+                .spec
+                .targets
+                .iter()
+                .map(|target| self.target(&target.name))
+                .collect(),
+            nodes: self.nodes(),
+            inventories: self.agents.inventories(&key),
+            transfers: self.agents.transfers(&key),
+            attempts: self.attempts(&key),
+            key,
+        }
+    }
+
+    fn attempts(&self, key: &ImageKey) -> Attempts {
+        self.ledger.of(key)
+    }
+
+    fn target(&self, name: &str) -> TargetFacts {
+        let object = self.caches.targets.get(&ObjectRef::new(name));
+        let rows = object
+            .iter()
+            .flat_map(|object| &object.status)
+            .flat_map(|status| &status.nodes);
+        let gone: BTreeSet<NodeName> = rows
+            .filter(|row| row.gone_since.is_some())
+            .map(|row| NodeName(row.name.clone()))
+            .collect();
+        TargetFacts {
+            name: name.to_owned(),
+            spec: object.as_ref().map(|object| Arc::new(object.spec.clone())),
+            gone,
+        }
+    }
+
+    /// The VMImage that a Snapshot names.
+    pub(crate) fn image_of(&self, snapshot: &Snapshot) -> Option<Arc<VMImage>> {
+        let key = image_key(snapshot, &snapshot.spec.image);
+        self.caches
+            .images
+            .get(&ObjectRef::new(&key.image).within(&key.namespace))
+    }
+
+    /// The Snapshots of an image that replicas are to hold, in order of their numbers, each with
+    /// its object.
+    pub(crate) fn wanted(&self, facts: &ImageFacts) -> Vec<(Arc<Snapshot>, WantedSnapshot)> {
+        let mut wanted: Vec<(Arc<Snapshot>, WantedSnapshot)> = self
+            .caches
+            .snapshots_of(&facts.key)
+            .into_iter()
+            .filter(|snapshot| snapshot.metadata.deletion_timestamp.is_none())
+            .filter_map(|snapshot| {
+                let wanted = taken(&snapshot, facts)?;
+                Some((snapshot, wanted))
+            })
+            .collect();
+        wanted.sort_by_key(|(_, wanted)| wanted.number);
+        wanted.dedup_by_key(|(_, wanted)| wanted.number);
+        wanted
+    }
+}
+
+/// What a Snapshot was found to stand for: on the primary's disk, which knows first, else by its
+/// status.
+fn taken(snapshot: &Snapshot, facts: &ImageFacts) -> Option<WantedSnapshot> {
+    let on_disk = facts
+        .primary_inventory()
+        .ok()
+        .and_then(|primary| primary.named(&snapshot.name_any()))
+        .map(|(number, held)| WantedSnapshot {
+            number,
+            identity: held.identity.clone(),
+            taken_at: held
+                .record
+                .as_ref()
+                .map_or(held.created_at, |record| record.taken_at),
+        });
+    on_disk.or_else(|| {
+        let status = snapshot.status.as_ref()?;
+        let taken = condition(&status.conditions, ConditionType::Taken)?;
+        (taken.status == "True").then_some(())?;
+        Some(WantedSnapshot {
+            number: SnapshotNumber(status.number?),
+            identity: status.uuid.clone()?,
+            taken_at: status
+                .taken_at
+                .as_ref()
+                .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+        })
+    })
+}
+
+/// Whose data an image is.
+pub(crate) fn owner(facts: &ImageFacts) -> Owner {
+    Owner {
+        namespace_uid: facts.namespace.uid.clone(),
+        adopt_from: facts.namespace.adopt_from.clone(),
+    }
+}
