@@ -159,6 +159,30 @@ fn increments_arrive_on_their_parent() {
 
 #[test]
 #[ignore = "needs root and btrfs"]
+fn a_replica_stays_as_it_is_over_a_remount() {
+    let pair = Pair::new();
+    fs::write(pair.live().join("kept"), noise(MIB, 1)).unwrap();
+    fs::write(pair.live().join("gone"), noise(MIB, 2)).unwrap();
+    pair.take_and_replicate("1", None);
+    // Data goes into a file that the same stream removes again, as one name of two.
+    fs::hard_link(pair.live().join("gone"), pair.live().join("other")).unwrap();
+    fs::write(pair.live().join("other"), noise(MIB, 3)).unwrap();
+    fs::remove_file(pair.live().join("gone")).unwrap();
+    pair.take_and_replicate("2", Some("1"));
+    let before = Subvolume::open(pair.replica.dir(), "2")
+        .unwrap()
+        .info()
+        .unwrap();
+    let path = pair.replica.path();
+    run("mount", ["-o", "remount,ro", path.to_str().unwrap()]);
+    run("mount", ["-o", "remount,rw", path.to_str().unwrap()]);
+    let after = Subvolume::open(pair.replica.dir(), "2").unwrap();
+    assert_eq!(after.info().unwrap(), before);
+    assert_equal(&Subvolume::open(pair.source.dir(), "2").unwrap(), &after);
+}
+
+#[test]
+#[ignore = "needs root and btrfs"]
 fn a_replica_can_be_sent_on() {
     let pair = Pair::new();
     let third = Pool::new();

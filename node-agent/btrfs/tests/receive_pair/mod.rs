@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use icbd_btrfs::receive::{Base, ReceiveError, Receiver};
-use icbd_btrfs::{Access, SendRequest, Subvolume, delete, digest, snapshot};
+use icbd_btrfs::{Access, Identity, SendRequest, Subvolume, delete, digest, snapshot};
 use uuid::Uuid;
 
 use crate::support::Pool;
@@ -110,8 +110,8 @@ pub fn names(pool: &Pool) -> Vec<String> {
 }
 
 pub fn identity(subvolume: &Subvolume) -> Uuid {
-    let info = subvolume.info().unwrap();
-    info.received_uuid.unwrap_or(info.uuid)
+    // Of a snapshot that is not clean nothing may be known but its uuid.
+    Identity::of(&subvolume.info().unwrap()).clean().unwrap()
 }
 
 pub fn assert_equal(source: &Subvolume, received: &Subvolume) {
