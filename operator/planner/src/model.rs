@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use icbd_crds::{Origin, Reason, ReplicationTargetSpec, VMImageSpec, names};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 /// The name of a Node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -388,13 +388,27 @@ impl ImageFacts {
         Ok(inventory)
     }
 
-    /// The transfer of a snapshot to a node that is under way.
-    pub fn running(&self, receiver: &NodeName, number: SnapshotNumber) -> Option<&Transfer> {
+    /// The transfer of a snapshot to a node that is under way, or that has just succeeded: the
+    /// agent tells of its end a moment before its inventory shows what came.
+    pub fn arriving(
+        &self,
+        receiver: &NodeName,
+        number: SnapshotNumber,
+        now: Timestamp,
+    ) -> Option<&Transfer> {
+        let just_now = |end: &TransferEnd| {
+            end.outcome.is_ok() && now.duration_since(end.at).abs() < INVENTORY_FOLLOWS
+        };
         self.transfers
             .iter()
-            .find(|t| t.end.is_none() && t.number == number && t.receiver == *receiver)
+            .filter(|t| t.number == number && t.receiver == *receiver)
+            .find(|t| t.end.as_ref().is_none_or(just_now))
     }
 }
+
+/// Within this time after a transfer has succeeded its snapshot is in the inventory; if not, it was
+/// removed again. Longer than two clocks of one cluster differ.
+const INVENTORY_FOLLOWS: SignedDuration = SignedDuration::from_secs(10);
 
 /// The pool of a node, when its agent answers and the pool can be used.
 ///

@@ -94,7 +94,7 @@ pub fn assess<'a>(
     }) {
         return standing;
     }
-    if let Some(transfer) = facts.running(node, wanted.number) {
+    if let Some(transfer) = facts.arriving(node, wanted.number, now) {
         return Standing::Moving(transfer);
     }
     let replica = held.unwrap_or(&empty);
@@ -296,6 +296,23 @@ mod tests {
             standing(&facts, "n3", 1, "a"),
             (ReplicaState::Pending, Some(Reason::AgentNotFound))
         );
+    }
+
+    #[test]
+    fn what_has_just_arrived_is_not_sent_again_before_the_inventory_shows_it() {
+        let mut facts = facts("n1 1a | n2")
+            .with_targets([target("edge")])
+            .moving("n2", 1, None);
+        let ended = |at| {
+            Some(crate::model::TransferEnd {
+                at,
+                outcome: Ok(()),
+            })
+        };
+        facts.transfers[0].end = ended(at(-5));
+        assert_eq!(standing(&facts, "n2", 1, "a").0, ReplicaState::Transferring);
+        facts.transfers[0].end = ended(at(-60));
+        assert_eq!(standing(&facts, "n2", 1, "a").0, ReplicaState::Pending);
     }
 
     #[test]
