@@ -16,7 +16,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{debug, warn};
 
 use crate::agents::Agents;
 use crate::facts::Sight;
@@ -87,11 +87,10 @@ where
     F: Future<Output = Result<Action, Error>> + Send + 'static,
 {
     let queue = UnboundedReceiverStream::new(queue).map(Ok::<_, std::convert::Infallible>);
+    // kube's applier puts a span with the object's name around each.
     let timed = move |object: Arc<K>, context: Arc<Context>| {
-        let span = info_span!("reconcile", kind = %K::kind(&()), object = %ObjectRef::from_obj(object.as_ref()));
-        let metrics = context.metrics.clone();
         async move {
-            let timer = metrics.reconcile_started(&K::kind(&()));
+            let timer = context.metrics.reconcile_started(&K::kind(&()));
             let name = identify(object.as_ref());
             let result = reconcile(object, context.clone()).await;
             timer.ended(result.is_ok());
@@ -100,7 +99,6 @@ where
             }
             result
         }
-        .instrument(span)
         .boxed()
     };
     let config = Config::default().concurrency(CONCURRENCY);

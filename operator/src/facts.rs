@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use icbd_crds::{ConditionType, Snapshot, VMImage, condition, names};
 use icbd_planner::replication::WantedSnapshot;
 use icbd_planner::{
-    Attempts, ImageFacts, ImageKey, Namespace, Node, NodeName, SnapshotNumber, TargetFacts,
+    Attempts, Held, ImageFacts, ImageKey, Namespace, Node, NodeName, SnapshotNumber, TargetFacts,
 };
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -136,13 +136,23 @@ impl Sight {
     /// The Snapshots of an image that replicas are to hold, in order of their numbers, each with
     /// its object.
     pub(crate) fn wanted(&self, facts: &ImageFacts) -> Vec<(Arc<Snapshot>, WantedSnapshot)> {
+        let names: BTreeMap<&str, (&SnapshotNumber, &Held)> = facts
+            .primary_inventory()
+            .map(|primary| primary.snapshots.iter())
+            .into_iter()
+            .flatten()
+            .filter_map(|(number, held)| {
+                Some((held.record.as_ref()?.name.as_str(), (number, held)))
+            })
+            .collect();
         let mut wanted: Vec<(Arc<Snapshot>, WantedSnapshot)> = self
             .caches
             .snapshots_of(&facts.key)
             .into_iter()
             .filter(|snapshot| snapshot.metadata.deletion_timestamp.is_none())
             .filter_map(|snapshot| {
-                let wanted = taken(&snapshot, facts)?;
+                let found = names.get(snapshot.name_any().as_str()).copied();
+                let wanted = found.map(on_disk).or_else(|| by_status(&snapshot))?;
                 Some((snapshot, wanted))
             })
             .collect();
@@ -152,33 +162,30 @@ impl Sight {
     }
 }
 
-/// What a Snapshot was found to stand for: on the primary's disk, which knows first, else by its
-/// status.
-fn taken(snapshot: &Snapshot, facts: &ImageFacts) -> Option<WantedSnapshot> {
-    let on_disk = facts
-        .primary_inventory()
-        .ok()
-        .and_then(|primary| primary.named(&snapshot.name_any()))
-        .map(|(number, held)| WantedSnapshot {
-            number,
-            identity: held.identity.clone(),
-            taken_at: held
-                .record
-                .as_ref()
-                .map_or(held.created_at, |record| record.taken_at),
-        });
-    on_disk.or_else(|| {
-        let status = snapshot.status.as_ref()?;
-        let taken = condition(&status.conditions, ConditionType::Taken)?;
-        (taken.status == "True").then_some(())?;
-        Some(WantedSnapshot {
-            number: SnapshotNumber(status.number?),
-            identity: status.uuid.clone()?,
-            taken_at: status
-                .taken_at
-                .as_ref()
-                .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-        })
+/// What a Snapshot stands for, as the primary's disk knows it.
+fn on_disk((number, held): (&SnapshotNumber, &Held)) -> WantedSnapshot {
+    WantedSnapshot {
+        number: *number,
+        identity: held.identity.clone(),
+        taken_at: held
+            .record
+            .as_ref()
+            .map_or(held.created_at, |record| record.taken_at),
+    }
+}
+
+/// What a Snapshot stood for when it was last seen.
+fn by_status(snapshot: &Snapshot) -> Option<WantedSnapshot> {
+    let status = snapshot.status.as_ref()?;
+    let taken = condition(&status.conditions, ConditionType::Taken)?;
+    (taken.status == "True").then_some(())?;
+    Some(WantedSnapshot {
+        number: SnapshotNumber(status.number?),
+        identity: status.uuid.clone()?,
+        taken_at: status
+            .taken_at
+            .as_ref()
+            .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
     })
 }
 

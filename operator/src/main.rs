@@ -72,7 +72,11 @@ fn log(config: &Config) -> Result<(), Failure> {
         .map_err(|error| format!("--log {:?} is no filter: {error}", config.log))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter);
     match config.log_format {
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .try_init(),
         LogFormat::Text => lines.try_init(),
     }
 }

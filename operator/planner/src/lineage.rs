@@ -1,6 +1,8 @@
 //! How a snapshot can get from a source to a replica: against which parent, or in full, or not at
 //! all. Snapshots are the same by what their content is, never by number alone.
 
+use std::collections::BTreeSet;
+
 use icbd_crds::{FullTransfers, Reason};
 
 use crate::model::{Inventory, Refusal, SnapshotNumber};
@@ -24,18 +26,14 @@ pub fn newest_common<'a>(
     source: &'a Inventory,
     replica: &Inventory,
 ) -> Option<(SnapshotNumber, &'a str)> {
+    let unchanged = replica.snapshots.values().filter(|held| !held.suspect);
+    let held: BTreeSet<&str> = unchanged.map(|held| held.identity.as_str()).collect();
     source
         .snapshots
         .iter()
         .rev()
-        .filter(|(_, held)| !held.suspect)
-        .find(|(_, held)| {
-            replica
-                .snapshots
-                .values()
-                .any(|r| r.identity == held.identity && !r.suspect)
-        })
-        .map(|(number, held)| (*number, held.identity.as_str()))
+        .find(|(_, snapshot)| !snapshot.suspect && held.contains(snapshot.identity.as_str()))
+        .map(|(number, snapshot)| (*number, snapshot.identity.as_str()))
 }
 
 /// Finds the way to a replica that lacks the snapshot.
