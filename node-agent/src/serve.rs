@@ -27,7 +27,7 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
 /// How often the operator's connection is asked whether it is still there, and how long it may take
 /// to answer.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(30));
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {

@@ -80,8 +80,9 @@ impl Supervisor {
                 return known;
             }
         }
-        self.facts.set_pool(status.clone());
+        // Whoever hears that the pool is ready knows already what is in it.
         self.images.rescan().await;
+        self.facts.set_pool(status.clone());
         status
     }
 }

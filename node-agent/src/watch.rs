@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use icbd_wire::control::agent_event::Event;
 use icbd_wire::control::{
-    AgentEvent, DescribeResponse, ImageInventory, PoolStatus, Role, Synced, Transfer,
+    AgentEvent, DescribeResponse, ImageInventory, PoolState, PoolStatus, Role, Synced, Transfer,
 };
 use tokio::sync::watch;
 
@@ -215,33 +215,48 @@ impl Known {
         }
     }
 
-    /// What changed after `seen`; everything there is, if nothing was seen.
-    fn since(&self, seen: Option<u64>) -> Vec<Event> {
-        let new = |version: u64| seen.is_none_or(|seen| version > seen);
-        let mut events = Vec::new();
-        match seen {
-            None => events.push(Event::Described(self.described())),
-            Some(seen) if self.pool.version > seen => {
-                events.push(Event::Pool(self.pool.value.clone()));
-            }
-            Some(_) => {}
-        }
-        for (id, image) in self.images.iter().filter(|(_, image)| new(image.version)) {
-            match &image.value {
-                Some(inventory) => events.push(Event::Image(inventory.clone())),
-                None if seen.is_some() => events.push(Event::ImageGone(id.into())),
-                None => {}
-            }
-        }
-        let transfers = self
+    /// All there is.
+    fn everything(&self) -> Vec<Event> {
+        let mut events = vec![Event::Described(self.described())];
+        events.extend(
+            self.images_since(0)
+                .filter(|event| matches!(event, Event::Image(_))),
+        );
+        events.extend(self.transfers_since(0));
+        events.push(Event::Synced(Synced {}));
+        events
+    }
+
+    /// What changed after `seen`.
+    fn since(&self, seen: u64) -> Vec<Event> {
+        let pool = (self.pool.version > seen).then(|| Event::Pool(self.pool.value.clone()));
+        // What is in a pool is told before that it is ready, and that it is not before what has
+        // gone with it.
+        let (before, after) = match self.pool.value.state() {
+            PoolState::Ready => (None, pool),
+            _ => (pool, None),
+        };
+        let changes = self.images_since(seen).chain(self.transfers_since(seen));
+        before.into_iter().chain(changes).chain(after).collect()
+    }
+
+    fn images_since(&self, seen: u64) -> impl Iterator<Item = Event> {
+        let new = self
+            .images
+            .iter()
+            .filter(move |(_, image)| image.version > seen);
+        new.map(|(id, image)| match &image.value {
+            Some(inventory) => Event::Image(inventory.clone()),
+            None => Event::ImageGone(id.into()),
+        })
+    }
+
+    fn transfers_since(&self, seen: u64) -> impl Iterator<Item = Event> {
+        let new = self
             .transfers
             .values()
-            .filter(|transfer| new(transfer.version));
-        events.extend(transfers.map(|transfer| Event::Transfer(transfer.value.clone())));
-        if seen.is_none() {
-            events.push(Event::Synced(Synced {}));
-        }
-        events
+            .filter(move |transfer| transfer.version > seen);
+        new.map(|transfer| Event::Transfer(transfer.value.clone()))
     }
 }
 
@@ -253,15 +268,18 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// What is new since the last call: first everything, then, once there is any, the changes.
+    /// What is new since the last call: first everything, once the pool has been looked at; then,
+    /// once there are any, the changes.
     pub(crate) async fn next(&mut self) -> Vec<AgentEvent> {
         loop {
             self.newest.mark_unchanged();
-            let (events, version) = self
-                .facts
-                .read(|known| (known.since(self.seen), known.version));
-            self.seen = Some(version);
+            let (events, version) = self.facts.read(|known| match self.seen {
+                Some(seen) => (known.since(seen), known.version),
+                None if known.pool.value.state() == PoolState::Unspecified => (vec![], 0),
+                None => (known.everything(), known.version),
+            });
             if !events.is_empty() {
+                self.seen = Some(version);
                 return events
                     .into_iter()
                     .map(|event| AgentEvent { event: Some(event) })
@@ -270,5 +288,117 @@ impl Watcher {
             // The sender lives in `self.facts`: this waits, and cannot fail.
             let _ = self.newest.changed().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use icbd_wire::control::ImageRef;
+
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts::new(DescribeResponse::default())
+    }
+
+    fn id(image: &str) -> ImageId {
+        let image = ImageRef {
+            namespace: "ns".into(),
+            image: image.into(),
+        };
+        ImageId::try_from(Some(&image)).unwrap()
+    }
+
+    fn pool(state: PoolState) -> PoolStatus {
+        PoolStatus {
+            state: state.into(),
+            ..PoolStatus::default()
+        }
+    }
+
+    fn names(events: Vec<AgentEvent>) -> Vec<&'static str> {
+        let name = |event: AgentEvent| match event.event.unwrap() {
+            Event::Described(_) => "described",
+            Event::Pool(_) => "pool",
+            Event::Image(_) => "image",
+            Event::ImageGone(_) => "gone",
+            Event::Transfer(_) => "transfer",
+            Event::Synced(_) => "synced",
+        };
+        events.into_iter().map(name).collect()
+    }
+
+    #[tokio::test]
+    async fn a_watcher_gets_all_there_is_and_then_only_what_changes() {
+        let facts = facts();
+        facts.set_image(&id("a"), Some(ImageInventory::default()));
+        facts.set_image(&id("b"), Some(ImageInventory::default()));
+        facts.set_image(&id("b"), None);
+        facts.set_pool(pool(PoolState::Ready));
+        let mut watcher = facts.watch();
+        assert_eq!(
+            names(watcher.next().await),
+            ["described", "image", "synced"]
+        );
+        facts.set_image(&id("a"), Some(ImageInventory::default()));
+        facts.set_transfer(Transfer::default());
+        assert_eq!(
+            names(watcher.next().await),
+            ["transfer"],
+            "equal facts are no news"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_slow_watcher_gets_what_is_and_not_what_was() {
+        let facts = facts();
+        facts.set_pool(pool(PoolState::Ready));
+        let mut watcher = facts.watch();
+        watcher.next().await;
+        for number in 0..1000 {
+            facts.set_transfer(Transfer {
+                bytes_done: number,
+                ..Transfer::default()
+            });
+            let partials = vec![number];
+            facts.set_image(
+                &id("a"),
+                Some(ImageInventory {
+                    partials,
+                    ..Default::default()
+                }),
+            );
+        }
+        let events = watcher.next().await;
+        assert_eq!(events.len(), 2);
+        assert!(matches!(&events[1].event, Some(Event::Transfer(it)) if it.bytes_done == 999));
+    }
+
+    #[tokio::test]
+    async fn a_pool_is_told_ready_after_its_images_and_gone_before_them() {
+        let facts = facts();
+        facts.set_pool(pool(PoolState::NotMounted));
+        let mut watcher = facts.watch();
+        watcher.next().await;
+        facts.set_image(&id("a"), Some(ImageInventory::default()));
+        facts.set_pool(pool(PoolState::Ready));
+        assert_eq!(names(watcher.next().await), ["image", "pool"]);
+        facts.set_images(BTreeMap::new());
+        facts.set_pool(pool(PoolState::NotMounted));
+        assert_eq!(names(watcher.next().await), ["pool", "gone"]);
+    }
+
+    #[test]
+    fn ended_transfers_are_not_remembered_without_bound() {
+        let facts = facts();
+        for number in 0..2 * MAX_ENDED {
+            let id = number.to_string();
+            facts.set_transfer(Transfer {
+                id,
+                ended_at: 1,
+                ..Transfer::default()
+            });
+        }
+        assert_eq!(facts.read(|known| known.transfers.len()), MAX_ENDED);
     }
 }

@@ -77,7 +77,7 @@ impl Pair {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_source_killed_midway_leaves_nothing_half_made() {
     let mut pair = Pair::new().await;
@@ -95,7 +95,7 @@ async fn a_source_killed_midway_leaves_nothing_half_made() {
     pair.recovers().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_receiver_killed_midway_cleans_up_when_it_is_back() {
     let mut pair = Pair::new().await;
@@ -116,7 +116,7 @@ async fn a_receiver_killed_midway_cleans_up_when_it_is_back() {
     pair.recovers().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_snapshot_that_was_whole_when_the_receiver_died_gets_its_record() {
     let mut pair = Pair::new().await;
@@ -143,7 +143,7 @@ async fn a_snapshot_that_was_whole_when_the_receiver_died_gets_its_record() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn an_agent_asked_to_end_tells_why_and_leaves_nothing() {
     let mut pair = Pair::new().await;
@@ -171,7 +171,7 @@ async fn an_agent_asked_to_end_tells_why_and_leaves_nothing() {
     pair.recovers().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_transfer_without_progress_is_stalled() {
     let mut pair = Pair::new().await;
@@ -218,7 +218,7 @@ fn greet(pair: &Pair, plan: &Plan) -> TcpStream {
     stream
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_source_that_lies_is_refused_and_leaves_nothing() {
     let pair = Pair::new().await;
@@ -275,7 +275,7 @@ async fn a_source_that_lies_is_refused_and_leaves_nothing() {
     pair.recovers().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn garbage_on_the_ports_is_refused_and_costs_no_memory() {
     let mut pair = Pair::new().await;
@@ -311,7 +311,7 @@ async fn garbage_on_the_ports_is_refused_and_costs_no_memory() {
     pair.recovers().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_transfer_that_nobody_announced_is_refused() {
     let pair = Pair::new().await;
@@ -346,7 +346,7 @@ async fn a_transfer_that_nobody_announced_is_refused() {
     assert!(pair.receiver.entries().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn memory_stays_flat_while_a_large_snapshot_moves() {
     let pair = Pair::new().await;
@@ -368,7 +368,7 @@ async fn memory_stays_flat_while_a_large_snapshot_moves() {
     assert!(most < 64 << 20, "{most} bytes");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_pool_that_goes_while_a_snapshot_arrives_ends_the_transfer() {
     let pair = Pair::new().await;

@@ -14,7 +14,7 @@ use icbd_wire::control::*;
 use support::operator::*;
 use support::{INSTALLATION, Node, Pool, SOON, run};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn an_agent_without_a_pool_is_not_ready_and_says_why_until_it_is_mounted() {
     let pool = Pool::new();
@@ -56,7 +56,7 @@ async fn an_agent_without_a_pool_is_not_ready_and_says_why_until_it_is_mounted()
     assert_eq!(operator.take("one").await.number, 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn an_idle_pool_can_be_unmounted_and_another_put_in_its_place() {
     let (first, second) = (Pool::new(), Pool::new());
@@ -107,7 +107,7 @@ fn unmount_when_idle(node: &Node) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn what_is_no_pool_is_refused_with_what_it_is() {
     let mut node = Node::bare("node");
@@ -164,7 +164,7 @@ async fn what_is_no_pool_is_refused_with_what_it_is() {
     operator.wait_pool(PoolState::Unavailable).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_used_or_foreign_pool_is_taken_only_with_consent() {
     let pool = Pool::new();
@@ -214,7 +214,7 @@ async fn a_used_or_foreign_pool_is_taken_only_with_consent() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn an_older_leader_is_fenced_also_after_a_restart() {
     let pool = Pool::new();
@@ -243,7 +243,7 @@ async fn an_older_leader_is_fenced_also_after_a_restart() {
     assert_eq!(node.entries(), ["1", "2", "live"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_second_agent_is_kept_out_until_the_first_has_gone() {
     let pool = Pool::new();

@@ -43,7 +43,7 @@ fn edit(node: &Node, path: &str, change: impl FnOnce(&mut serde_json::Value)) {
     fs::write(path, serde_json::to_vec(&record).unwrap()).unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_name_taken_again_is_the_same_snapshot_after_restarts_too() {
     let pool = Pool::new();
@@ -78,7 +78,7 @@ async fn a_name_taken_again_is_the_same_snapshot_after_restarts_too() {
     assert!(seen.images[IMAGE].live.is_some());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_crash_between_record_and_snapshot_is_finished_under_the_same_number() {
     let pool = Pool::new();
@@ -96,7 +96,7 @@ async fn a_crash_between_record_and_snapshot_is_finished_under_the_same_number()
     assert_eq!(operator.take("three").await.number, 3);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_crash_between_snapshot_and_identity_completes_the_record() {
     let pool = Pool::new();
@@ -117,7 +117,7 @@ async fn a_crash_between_snapshot_and_identity_completes_the_record() {
     assert_eq!(seen.await.numbers(), [1]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_snapshot_whose_data_is_gone_is_lost_and_not_taken_anew() {
     let pool = Pool::new();
@@ -134,7 +134,7 @@ async fn a_snapshot_whose_data_is_gone_is_lost_and_not_taken_anew() {
     assert_eq!(operator.take("two").await.number, 2);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn what_stands_in_the_way_of_taking_is_named() {
     let pool = Pool::new();
@@ -166,7 +166,7 @@ async fn what_stands_in_the_way_of_taking_is_named() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn numbers_are_never_given_out_twice() {
     let pool = Pool::new();
@@ -205,7 +205,7 @@ async fn numbers_are_never_given_out_twice() {
     assert!(image.ignored[0].starts_with("30: "), "{:?}", image.ignored);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_name_is_bound_to_a_snapshot_that_was_there() {
     let pool = Pool::new();
@@ -226,7 +226,7 @@ async fn a_name_is_bound_to_a_snapshot_that_was_there() {
     assert_eq!(operator.take("next").await.number, 8);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_namespace_made_anew_gets_the_data_only_if_it_says_so() {
     let pool = Pool::new();
@@ -266,7 +266,7 @@ async fn a_namespace_made_anew_gets_the_data_only_if_it_says_so() {
         .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn deleting_spares_what_was_not_meant() {
     let pool = Pool::new();
@@ -294,7 +294,7 @@ async fn deleting_spares_what_was_not_meant() {
     assert_eq!(operator.take("three").await.number, 10);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn deleting_in_an_image_that_is_not_there_makes_nothing() {
     let pool = Pool::new();
@@ -309,7 +309,7 @@ async fn deleting_in_an_image_that_is_not_there_makes_nothing() {
     assert!(!node.image().exists());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn what_is_done_by_hand_is_seen() {
     let pool = Pool::new();
@@ -351,7 +351,7 @@ async fn what_is_done_by_hand_is_seen() {
         .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn referenced_bytes_are_counted_and_kept() {
     let pool = Pool::new();

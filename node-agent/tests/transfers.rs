@@ -14,7 +14,7 @@ use support::{Node, Pool, noise};
 
 const MIB: usize = 1 << 20;
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_snapshot_and_its_increment_arrive_with_every_codec() {
     let (source_pool, receiver_pool) = (Pool::new(), Pool::new());
@@ -102,7 +102,7 @@ fn pools() -> (Pool, Pool) {
     (Pool::new(), Pool::new())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn an_empty_image_arrives_and_what_is_there_is_not_sent_again() {
     let pools = pools();
@@ -127,7 +127,7 @@ async fn an_empty_image_arrives_and_what_is_there_is_not_sent_again() {
     assert_eq!(from.ended(&plan.transfer, Role::Source).await, sent);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_chain_goes_on_from_a_replica_to_a_second_one() {
     let pools = pools();
@@ -163,7 +163,7 @@ async fn a_chain_goes_on_from_a_replica_to_a_second_one() {
     assert_eq!(identities, [one.identity, two.identity]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_number_that_holds_other_content_is_a_conflict_and_stays() {
     let pools = pools();
@@ -192,7 +192,7 @@ async fn a_number_that_holds_other_content_is_a_conflict_and_stays() {
     refused(to.expect(to.expect_request(&plan)).await, Reason::Conflict);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_receiver_refuses_before_the_first_byte() {
     let pools = pools();
@@ -232,7 +232,7 @@ async fn a_receiver_refuses_before_the_first_byte() {
     assert!(receiver.entries().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_source_refuses_what_it_does_not_have() {
     let pools = pools();
@@ -272,7 +272,7 @@ async fn a_source_refuses_what_it_does_not_have() {
     assert!(ended.transient);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_full_disk_ends_a_transfer_with_the_errno_and_the_path() {
     let pools = (Pool::new(), Pool::with_size(256 * MIB as u64));
@@ -297,7 +297,7 @@ async fn a_full_disk_ends_a_transfer_with_the_errno_and_the_path() {
     assert!(receiver.entries().is_empty(), "{:?}", receiver.entries());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_cancelled_transfer_leaves_nothing_at_either_end() {
     let pools = pools();
@@ -323,7 +323,7 @@ async fn a_cancelled_transfer_leaves_nothing_at_either_end() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_limit_holds_for_all_transfers_to_its_target() {
     let pools = pools();
@@ -352,7 +352,7 @@ async fn a_limit_holds_for_all_transfers_to_its_target() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_snapshot_in_use_is_not_deleted_and_one_that_arrives_is() {
     let pools = pools();
@@ -382,7 +382,7 @@ async fn a_snapshot_in_use_is_not_deleted_and_one_that_arrives_is() {
     assert!(from.delete(1, &one.identity).await.unwrap());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn what_is_announced_anew_replaces_what_was_announced_before() {
     let pools = pools();

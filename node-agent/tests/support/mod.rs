@@ -323,12 +323,14 @@ pub fn digest(path: &Path) -> Digest {
     icbd_btrfs::digest(&subvolume.unwrap()).unwrap()
 }
 
-/// Bytes that no codec makes smaller.
+/// Bytes that no codec makes smaller, block by block.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
-    (0..length / 8)
+    let part = length.min(8 << 20);
+    let part: Vec<u8> = (0..part.div_ceil(8))
         .flat_map(|_| random.u64(..).to_le_bytes())
-        .collect()
+        .collect();
+    part.into_iter().cycle().take(length).collect()
 }
 
 pub type Client = AgentClient<tonic::transport::Channel>;
