@@ -65,7 +65,7 @@ impl Cluster {
             let operators = self.pods(Component::Operator).await?;
             Ok(operators
                 .into_iter()
-                .find(|pod| pod.metadata.name == holder && holder.is_some())
+                .find(|pod| holds(pod, holder.as_deref()))
                 .ok_or_else(|| format!("the Lease is held by {holder:?}")))
         })
         .await
@@ -126,6 +126,12 @@ impl Cluster {
         .await?;
         self.leader().await.map(drop)
     }
+}
+
+/// Whether a pod is the holder of a Lease: `<pod>_<something that tells its processes apart>`.
+fn holds(pod: &Pod, holder: Option<&str>) -> bool {
+    let name = holder.and_then(|holder| holder.split('_').next());
+    name.is_some() && name == pod.metadata.name.as_deref()
 }
 
 /// The node that a pod runs on.

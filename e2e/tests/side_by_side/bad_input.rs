@@ -156,7 +156,7 @@ async fn a_live_that_is_a_flipped_replica_is_no_source() -> Outcome {
             "mkdir -p {to}
              btrfs send -q {from}/1 | btrfs receive -q {to}
              mv {to}/1 {to}/live
-             perl -e 'open(D, \"<\", shift); ioctl(D, 0x4008941a, pack(\"Q\", 0)) or die $!' {to}/live"
+             perl -e 'open(D, \"<\", shift); my $flags = pack(\"Q\", 0); ioctl(D, 0x4008941a, $flags) or die $!' {to}/live"
         );
         s.node("node-2").sh(&flip).await?;
         s.image("flipped", "node-2", json!({"targets": []})).await?;

@@ -22,7 +22,8 @@ async fn every_codec_ends_in_the_same_content() -> Outcome {
         for codec in codecs {
             let name = format!("{codec:?}").to_lowercase();
             // Half of it can be compressed, half of it cannot.
-            let script = "head -c 3M /dev/urandom > random; yes some text | head -c 3M > text";
+            let script =
+                "head -c 3M /dev/urandom > random; head -c 3M /dev/zero | tr '\\0' x > text";
             s.write_live("node-1", &name, script).await?;
             s.image(&name, "node-1", json!({"compression": codec}))
                 .await?;
