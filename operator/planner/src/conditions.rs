@@ -61,6 +61,12 @@ impl Verdict {
     }
 }
 
+/// An instant as it stands in a status: whole seconds, which is what the API server keeps. With
+/// more, no status would ever equal the one that was published.
+pub(crate) fn stamp(instant: Timestamp) -> Time {
+    Time(Timestamp::from_second(instant.as_second()).unwrap_or(instant))
+}
+
 /// Longest message that a condition may carry (Kubernetes' own bound is 32768).
 const MESSAGE_MAX: usize = 1024;
 
@@ -112,7 +118,7 @@ pub(crate) fn merge(
              }| {
                 let since = condition(previous, type_)
                     .filter(|old| old.status == status.as_str())
-                    .map_or_else(|| Time(now), |old| old.last_transition_time.clone());
+                    .map_or_else(|| stamp(now), |old| old.last_transition_time.clone());
                 Condition {
                     type_: type_.as_str().to_owned(),
                     status: status.as_str().to_owned(),

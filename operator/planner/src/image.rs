@@ -8,7 +8,7 @@ use icbd_crds::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::conditions::{Verdict, merge, not_ready};
+use crate::conditions::{Verdict, merge, not_ready, stamp};
 use crate::model::{ImageFacts, Inventory, NodeName, Refusal, SnapshotNumber};
 use crate::replica::{Standing, Wanted, assess};
 use crate::replication::WantedSnapshot;
@@ -219,7 +219,7 @@ pub fn status(facts: &Facts<'_>, adopted: bool, now: Timestamp) -> VMImageStatus
         latest: newest.map(|(name, snapshot)| LatestSnapshot {
             number: snapshot.number.0,
             name: name.clone(),
-            taken_at: Some(Time(snapshot.taken_at)),
+            taken_at: Some(stamp(snapshot.taken_at)),
         }),
         snapshots: primary
             .ok()
@@ -362,7 +362,7 @@ fn synced_through(wanted: &[(String, WantedSnapshot)], replicas: &[ImageReplica]
         .iter()
         .rev()
         .find(|(_, snapshot)| snapshot.number.0 <= everywhere)?;
-    Some(Time(synced.1.taken_at))
+    Some(stamp(synced.1.taken_at))
 }
 
 /// Replicas that are up to date leave first; what is left keeps its order.

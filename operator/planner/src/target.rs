@@ -7,9 +7,8 @@ use icbd_crds::{
     ConditionType, Reason, ReplicationTargetSpec, ReplicationTargetStatus, TargetNode,
 };
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::conditions::{Verdict, merge, not_ready};
+use crate::conditions::{Verdict, merge, not_ready, stamp};
 use crate::model::{Agent, Node, NodeName, Refusal, usable_pool};
 
 /// All that was seen of one target.
@@ -109,7 +108,7 @@ fn rows(facts: &Facts<'_>, now: Timestamp) -> Vec<TargetNode> {
         if facts.nodes.contains_key(&NodeName(old.name.clone())) {
             continue;
         }
-        let since = old.gone_since.clone().unwrap_or(Time(now));
+        let since = old.gone_since.clone().unwrap_or(stamp(now));
         if now.duration_since(since.0)
             < jiff::SignedDuration::from_secs(REMEMBER_GONE.as_secs() as i64)
         {
@@ -172,6 +171,7 @@ fn count(n: usize, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use icbd_crds::condition;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::*;
     use crate::notation::{at, facts as image, target};

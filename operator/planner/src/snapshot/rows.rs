@@ -2,8 +2,8 @@
 
 use icbd_crds::{ReplicaState, SnapshotReplica, TransferMode};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::conditions::stamp;
 use crate::model::{ImageFacts, NodeName, SnapshotNumber, Transfer};
 use crate::replica::{Standing, Wanted, assess};
 use crate::selection::Selection;
@@ -64,7 +64,7 @@ fn row(
     row.message = refusal.map(|refusal| refusal.message);
     match standing {
         Standing::Complete(_) => {
-            row.completed_at = row.completed_at.or(Some(Time(now)));
+            row.completed_at = row.completed_at.or(Some(stamp(now)));
             row.mode = row.mode.or(Some(TransferMode::None));
             row.bytes_done = row.bytes_total.unwrap_or(row.bytes_done);
         }
@@ -96,7 +96,7 @@ fn history(
         .filter(|attempt| attempt.object_uid == object_uid);
     if let Some(attempt) = attempt {
         row.attempts = row.attempts.max(attempt.count);
-        row.started_at = Some(Time(attempt.started_at));
+        row.started_at = Some(stamp(attempt.started_at));
     }
     // An ended transfer belongs to this object only if it was begun for it: after the object is
     // deleted and applied again, agents still remember what went before.
@@ -115,7 +115,7 @@ fn history(
             .filter(|a| a.transfer == transfer.id)
             .map_or(0, |a| a.sent_before);
         row.attempts = row.attempts.max(1);
-        row.started_at = Some(Time(transfer.started_at));
+        row.started_at = Some(stamp(transfer.started_at));
         row.bytes_sent = row.bytes_sent.max(before + transfer.bytes_sent);
         row.bytes_done = transfer.bytes_done;
         row.bytes_total = transfer.bytes_total.or(row.bytes_total);

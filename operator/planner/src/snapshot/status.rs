@@ -4,10 +4,9 @@ use icbd_crds::{
     Condition, ConditionType, Reason, ReplicaState, SnapshotReplica, SnapshotStatus, condition,
 };
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Binding, Facts, binding, deletion, rows};
-use crate::conditions::{Verdict, merge, not_ready};
+use crate::conditions::{Verdict, merge, not_ready, stamp};
 use crate::model::{Held, ImageFacts, Refusal, SnapshotNumber};
 use crate::replica::Wanted;
 use crate::selection::{Selection, select};
@@ -101,7 +100,7 @@ fn describe(status: &mut SnapshotStatus, number: SnapshotNumber, held: &Held) {
     status.bytes = Some(held.bytes).filter(|bytes| *bytes > 0).or(status.bytes);
     if let Some(record) = &held.record {
         status.origin = Some(record.origin);
-        status.taken_at = Some(Time(record.taken_at));
+        status.taken_at = Some(stamp(record.taken_at));
     }
 }
 

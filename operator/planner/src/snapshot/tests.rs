@@ -343,6 +343,22 @@ fn the_same_sight_gives_the_same_status() {
 }
 
 #[test]
+fn a_status_equals_itself_after_the_api_server_has_kept_it() {
+    let mut case = case("s1", "n1 1a | n2 1a | n3 away");
+    let image = case.image_mut();
+    let primary = std::sync::Arc::make_mut(image.inventories.get_mut(&"n1".into()).unwrap());
+    let held = primary.snapshots.get_mut(&SnapshotNumber(1)).unwrap();
+    held.record.as_mut().unwrap().taken_at = jiff::Timestamp::from_millisecond(1_234).unwrap();
+    let now = jiff::Timestamp::from_millisecond(99_999).unwrap();
+    let status = status(&case.facts(), now);
+    let kept = serde_json::to_string(&status).unwrap();
+    assert_eq!(
+        serde_json::from_str::<SnapshotStatus>(&kept).unwrap(),
+        status
+    );
+}
+
+#[test]
 fn a_status_holds_32_rows_and_complete_ones_leave_first() {
     let nodes = (2..40).fold("n1 1a".to_owned(), |text, i| {
         format!(
