@@ -62,6 +62,14 @@ async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> R
     }
 }
 
+/// For calls of which only a refusal is of interest.
+async fn done<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<(), Refusal> {
+    answer(call)
+        .await
+        .map(drop)
+        .map_err(|status| convert::refusal(&status))
+}
+
 impl Agents {
     pub(crate) async fn init_pool(&self, node: &NodeName, init: InitPool) -> Result<(), Refusal> {
         let request = pb::InitPoolRequest {
@@ -72,10 +80,7 @@ impl Agents {
             take_over_from: init.take_over_from.unwrap_or_default(),
         };
         let mut client = self.client(node)?;
-        answer(client.init_pool(request))
-            .await
-            .map(drop)
-            .map_err(|s| convert::refusal(&s))
+        done(client.init_pool(request)).await
     }
 
     pub(crate) async fn take(
@@ -96,10 +101,7 @@ impl Agents {
             bind_number: take.bind.map_or(0, |number| number.0),
         };
         let mut client = self.client(node)?;
-        answer(client.take_snapshot(request))
-            .await
-            .map(drop)
-            .map_err(|s| convert::refusal(&s))
+        done(client.take_snapshot(request)).await
     }
 
     pub(crate) async fn delete_snapshot(
@@ -116,10 +118,7 @@ impl Agents {
             name: gone.name.clone(),
         };
         let mut client = self.client(&gone.node)?;
-        answer(client.delete_snapshot(request))
-            .await
-            .map(drop)
-            .map_err(|s| convert::refusal(&s))
+        done(client.delete_snapshot(request)).await
     }
 
     pub(crate) async fn delete_image(
@@ -134,10 +133,7 @@ impl Agents {
             owner: Some(owner.wire()),
         };
         let mut client = self.client(node)?;
-        answer(client.delete_image(request))
-            .await
-            .map(drop)
-            .map_err(|s| convert::refusal(&s))
+        done(client.delete_image(request)).await
     }
 
     /// Ends a transfer at those of its ends that can be reached.
