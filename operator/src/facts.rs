@@ -15,7 +15,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use crate::agents::{Agents, Owner};
 use crate::caches::{Caches, image_key};
-use crate::replication::Ledger;
+use crate::ledger::Ledger;
 
 type Nodes = Arc<BTreeMap<NodeName, Node>>;
 

@@ -9,6 +9,7 @@ mod facts;
 mod health;
 mod image;
 mod lease;
+mod ledger;
 mod metrics;
 mod node;
 mod publish;
@@ -40,9 +41,9 @@ use config::{Config, LogFormat};
 use control::{Context, Retries};
 use facts::Sight;
 use lease::{Contender, Epoch};
+use ledger::Ledger;
 use metrics::Metrics;
 use publish::Publisher;
-use replication::Ledger;
 use wake::{Queues, queues};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -3,7 +3,6 @@
 
 mod apply;
 mod fetch;
-mod ledger;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +13,6 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::control::Context;
-
-pub(crate) use ledger::Ledger;
 
 /// Changes come in bursts; one look is enough for a burst.
 const SETTLE: Duration = Duration::from_millis(10);

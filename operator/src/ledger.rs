@@ -28,7 +28,7 @@ impl Ledger {
     }
 
     /// One more attempt begins.
-    pub(super) fn begin(
+    pub(crate) fn begin(
         &self,
         key: &ImageKey,
         node: &NodeName,
@@ -55,7 +55,7 @@ impl Ledger {
     }
 
     /// The latest attempt did not even start.
-    pub(super) fn failed(
+    pub(crate) fn failed(
         &self,
         key: &ImageKey,
         node: &NodeName,
@@ -75,7 +75,7 @@ impl Ledger {
 
     /// Takes over what an earlier leader began: the count from the Snapshot's status, the transfer
     /// from the agents.
-    pub(super) fn take_over(&self, facts: &ImageFacts, object: &Snapshot, number: SnapshotNumber) {
+    pub(crate) fn take_over(&self, facts: &ImageFacts, object: &Snapshot, number: SnapshotNumber) {
         let rows = object.status.iter().flat_map(|status| &status.replicas);
         let open = rows.filter(|row| row.attempts > 0 && row.state != ReplicaState::Complete);
         for row in open {
@@ -110,7 +110,7 @@ impl Ledger {
     }
 
     /// Notes how transfers ended that the ledger knows.
-    pub(super) fn settle(&self, facts: &ImageFacts) {
+    pub(crate) fn settle(&self, facts: &ImageFacts) {
         self.entries(|entries| {
             let Some(attempts) = entries.get_mut(&facts.key) else {
                 return;
@@ -132,7 +132,7 @@ impl Ledger {
     }
 
     /// Forgets attempts for objects that are gone.
-    pub(super) fn keep_only(&self, objects: &BTreeMap<(ImageKey, SnapshotNumber), String>) {
+    pub(crate) fn keep_only(&self, objects: &BTreeMap<(ImageKey, SnapshotNumber), String>) {
         self.entries(|entries| {
             entries.retain(|key, attempts| {
                 attempts.retain(|(_, number), attempt| {
