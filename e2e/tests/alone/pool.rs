@@ -1,13 +1,61 @@
 //! The pool's disk comes late, goes away, is another one: the reason shows, nothing is written to
 //! the wrong file system, and all is right again by itself.
 
+use std::time::Duration;
+
 use icbd_crds::{Reason, ReplicaState, Snapshot, TransferMode};
-use icbd_e2e::{Component, Outcome, POOL, Scenario, replica, selecting};
+use icbd_e2e::{Component, Outcome, POOL, Scenario, replica, selecting, within};
 use serde_json::json;
 
 use crate::{alone, mount_own_disk};
 
-const UMOUNT: &str = "umount /var/lib/icbd/pool";
+/// Unmounts the pool of node-3. A transfer that writes at this moment may delay it, no more.
+async fn unmount(s: &Scenario) -> Outcome {
+    within(
+        Duration::from_secs(30),
+        "the pool to be let go of",
+        async || {
+            let refusal = s
+                .node("node-3")
+                .sh(&format!("umount {POOL} 2>&1 || true"))
+                .await?;
+            Ok(if refusal.is_empty() {
+                Ok(())
+            } else {
+                Err(refusal)
+            })
+        },
+    )
+    .await
+}
+
+/// Mounts a disk as the pool of node-3.
+async fn mount(s: &Scenario, disk: &str) -> Outcome {
+    s.node("node-3")
+        .sh(&format!("mount -o loop {disk} {POOL}"))
+        .await
+        .map(drop)
+}
+
+/// Makes another disk for node-3, with a file on it that is not empty unless `content` is.
+async fn another_disk(s: &Scenario, name: &str, content: &str) -> Outcome<String> {
+    let disk = s
+        .cluster
+        .state()
+        .await?
+        .join("node-3")
+        .join(name)
+        .display()
+        .to_string();
+    let make = format!(
+        "truncate -s 1G {disk}; mkfs.btrfs -q -f {disk} >/dev/null
+         [ -n '{content}' ] || exit 0
+         mkdir -p /run/another; mount -o loop {disk} /run/another
+         echo {content} > /run/another/{content}; umount /run/another"
+    );
+    s.node("node-3").sh(&make).await?;
+    Ok(disk)
+}
 
 /// Asserts that the directory under the mount is as empty as it was made.
 async fn nothing_is_written_without_a_pool(s: &Scenario) -> Outcome {
@@ -28,7 +76,7 @@ async fn a_pool_unmounted_while_its_agent_runs_is_missed_and_found_again() -> Ou
     alone("unmounted", async |s| {
         one_snapshot_on_node_3(s).await?;
         // Nobody may keep an administrator from unmounting a disk.
-        s.node("node-3").sh(UMOUNT).await?;
+        unmount(s).await?;
         let message = s.node_row_says("node-3", Reason::PoolNotMounted).await?;
         assert!(
             message.contains(POOL),
@@ -58,7 +106,7 @@ async fn a_pool_unmounted_while_its_agent_runs_is_missed_and_found_again() -> Ou
 async fn a_pool_mounted_after_its_agent_started_is_found() -> Outcome {
     alone("late", async |s| {
         one_snapshot_on_node_3(s).await?;
-        s.node("node-3").sh(UMOUNT).await?;
+        unmount(s).await?;
         let agent = s.cluster.agent("node-3").await?;
         s.cluster.kill(&agent).await?;
         let restarted = async || {
@@ -75,8 +123,8 @@ async fn a_pool_mounted_after_its_agent_started_is_found() -> Outcome {
                 Err(format!("{was:?} restarts, now {is:?}"))
             })
         };
-        let limit = std::time::Duration::from_secs(120);
-        icbd_e2e::within(limit, "the agent to start anew", restarted).await?;
+        let limit = Duration::from_secs(120);
+        within(limit, "the agent to start anew", restarted).await?;
         s.node_row_says("node-3", Reason::PoolNotMounted).await?;
         s.snapshot("second", json!({"image": "disk"})).await?;
         s.snapshot_is("second", icbd_crds::ConditionType::Taken)
@@ -98,18 +146,9 @@ async fn a_pool_swapped_for_another_disk_is_filled_anew_and_the_old_one_known_ag
     alone("swapped", async |s| {
         one_snapshot_on_node_3(s).await?;
         let old = s.node_row_ready("node-3").await?.pool_uuid;
-        let disk = s
-            .cluster
-            .state()
-            .await?
-            .join("node-3/other.img")
-            .display()
-            .to_string();
-        let swap = format!(
-            "truncate -s 1G {disk}; mkfs.btrfs -q -f {disk} >/dev/null
-             {UMOUNT}; mount -o loop {disk} {POOL}"
-        );
-        s.node("node-3").sh(&swap).await?;
+        let disk = another_disk(s, "other.img", "").await?;
+        unmount(s).await?;
+        mount(s, &disk).await?;
         // An empty pool is taken into use by itself, and known to be another one.
         let another = |target: &icbd_crds::ReplicationTarget| {
             target
@@ -135,7 +174,8 @@ async fn a_pool_swapped_for_another_disk_is_filled_anew_and_the_old_one_known_ag
         s.until(&s.snapshots(), "first", "filled anew", full)
             .await?;
 
-        s.node("node-3").sh(&format!("{UMOUNT}; rm {disk}")).await?;
+        unmount(s).await?;
+        s.node("node-3").sh(&format!("rm {disk}")).await?;
         mount_own_disk(&s.cluster, "node-3").await?;
         let back = |target: &icbd_crds::ReplicationTarget| {
             target
@@ -162,8 +202,9 @@ async fn a_pool_swapped_for_another_disk_is_filled_anew_and_the_old_one_known_ag
 async fn a_pool_that_is_no_btrfs_is_told_and_left_alone() -> Outcome {
     alone("tmpfs", async |s| {
         s.disk_on_node_1(&["node-3"]).await?;
+        unmount(s).await?;
         s.node("node-3")
-            .sh(&format!("{UMOUNT}; mount -t tmpfs tmpfs {POOL}"))
+            .sh(&format!("mount -t tmpfs tmpfs {POOL}"))
             .await?;
         let message = s.node_row_says("node-3", Reason::PoolNotBtrfs).await?;
         assert!(
@@ -191,7 +232,7 @@ async fn a_pool_that_is_no_btrfs_is_told_and_left_alone() -> Outcome {
         s.snapshot_is("first", icbd_crds::ConditionType::Taken)
             .await?;
         nothing_is_written_without_a_pool(s).await?;
-        s.node("node-3").sh(UMOUNT).await?;
+        unmount(s).await?;
         nothing_is_written_without_a_pool(s).await?;
         mount_own_disk(&s.cluster, "node-3").await?;
         s.replicated("first").await.map(drop)
@@ -205,21 +246,9 @@ async fn a_used_or_foreign_pool_waits_for_consent() -> Outcome {
     alone("consent", async |s| {
         s.target(json!({"nodes": selecting(&["node-3"])})).await?;
         s.node_row_ready("node-3").await?;
-        // Another disk, in use by somebody.
-        let disk = s
-            .cluster
-            .state()
-            .await?
-            .join("node-3/used.img")
-            .display()
-            .to_string();
-        // It gets its content before it is the pool, or it would be found empty.
-        let swap = format!(
-            "truncate -s 1G {disk}; mkfs.btrfs -q -f {disk} >/dev/null
-             mkdir -p /run/used; mount -o loop {disk} /run/used; echo theirs > /run/used/theirs
-             umount /run/used; {UMOUNT}; mount -o loop {disk} {POOL}"
-        );
-        s.node("node-3").sh(&swap).await?;
+        let disk = another_disk(s, "used.img", "theirs").await?;
+        unmount(s).await?;
+        mount(s, &disk).await?;
         s.node_row_says("node-3", Reason::PoolNotInitialised)
             .await?;
         let nodes = kube::Api::<k8s_openapi::api::core::v1::Node>::all(s.cluster.client.clone());
@@ -258,7 +287,8 @@ async fn a_used_or_foreign_pool_waits_for_consent() -> Outcome {
         )
         .await?;
 
-        s.node("node-3").sh(&format!("{UMOUNT}; rm {disk}")).await?;
+        unmount(s).await?;
+        s.node("node-3").sh(&format!("rm {disk}")).await?;
         mount_own_disk(&s.cluster, "node-3").await
     })
     .await
