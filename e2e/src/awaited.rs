@@ -8,6 +8,7 @@ use kube::Resource;
 use kube::api::Api;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use crate::status::{Observed, is_true};
 use crate::{Failure, Outcome, Scenario, within};
@@ -152,6 +153,19 @@ impl Scenario {
         row(&target, node)
             .cloned()
             .ok_or_else(|| Failure::Unexpected(format!("{node} left the target")))
+    }
+
+    /// Waits until the operator has seen what is on a node's pool now: an image that comes into
+    /// being after it is seen no earlier.
+    ///
+    /// # Errors
+    /// When it looks away.
+    pub async fn seen_by_the_operator(&self, node: &str) -> Outcome {
+        self.write_live(node, "newest", "").await?;
+        self.image("newest", node, json!({"targets": []})).await?;
+        self.image_says("newest", ConditionType::Ready, Reason::Available)
+            .await
+            .map(drop)
     }
 
     /// Waits until nodes hold exactly these numbers of an image.

@@ -223,6 +223,7 @@ async fn a_replica_that_shares_nothing_waits_for_consent_to_a_full_transfer() ->
             "btrfs subvolume snapshot -r . ../1 >/dev/null",
         )
         .await?;
+        s.seen_by_the_operator("node-2").await?;
         s.disk_on_node_1(&["node-2"]).await?;
         s.snapshot("first", json!({"image": "disk"})).await?;
         s.until(&s.snapshots(), "first", "a broken lineage", |snapshot| {
