@@ -1,6 +1,7 @@
 //! Tests that disturb the whole cluster: they kill the product, cut nodes' power, pull disks. They
 //! run one after the other, and each finds the cluster whole.
 
+mod agents;
 mod helm;
 mod idle;
 mod kills;
@@ -18,6 +19,8 @@ const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
 /// Mends what a failed test before may have left broken, and runs a scenario.
 async fn alone(story: &str, test: impl AsyncFnOnce(&Scenario) -> Outcome) -> Outcome {
     let cluster = Cluster::connect().await?;
+    let lend = ["label", "node", "--all", "--overwrite", "icbd.io/pool=true"];
+    cluster.kubectl(&lend).await?;
     for node in NODES {
         cluster.start(node).await?;
         mount_own_disk(&cluster, node).await?;
