@@ -24,6 +24,8 @@ pub(super) struct Transfers {
 #[derive(Default)]
 struct Ends {
     asked: Option<(Transfer, Instant)>,
+    /// An end has spoken of it: from then on it is what the ends say, and gone when they forget it.
+    spoken: bool,
     source: Option<(NodeName, pb::Transfer)>,
     receiver: Option<(NodeName, pb::Transfer)>,
 }
@@ -49,6 +51,7 @@ impl Transfers {
     /// Takes in what the agent on `node` says of one transfer.
     pub(super) fn told(&mut self, node: &NodeName, transfer: pb::Transfer) {
         let ends = self.by_id.entry(transfer.id.clone()).or_default();
+        ends.spoken = true;
         match transfer.role() {
             pb::Role::Source => ends.source = Some((node.clone(), transfer)),
             pb::Role::Receiver => ends.receiver = Some((node.clone(), transfer)),
@@ -66,10 +69,7 @@ impl Transfers {
     }
 
     fn sweep(&mut self) {
-        self.by_id.retain(|_, ends| {
-            ends.asked.take_if(|(_, at)| at.elapsed() > ASKED);
-            ends.asked.is_some() || ends.source.is_some() || ends.receiver.is_some()
-        });
+        self.by_id.retain(|_, ends| ends.view().is_some());
     }
 
     /// All of one image.
@@ -88,10 +88,16 @@ impl Transfers {
 }
 
 impl Ends {
+    /// As it was asked for, while nobody had the time to speak of it.
+    fn unspoken(&self) -> Option<Transfer> {
+        let (asked, at) = self.asked.as_ref()?;
+        (!self.spoken && at.elapsed() < ASKED).then(|| asked.clone())
+    }
+
     /// The source knows the wire, the receiver knows what arrived. Ended at one end is ended.
     fn view(&self) -> Option<Transfer> {
         let (source, receiver) = match (&self.source, &self.receiver) {
-            (None, None) => return self.asked.as_ref().map(|(transfer, _)| transfer.clone()),
+            (None, None) => return self.unspoken(),
             (Some((node, told)), None) => (node.clone(), NodeName(told.peer_node.clone())),
             (_, Some((node, told))) => (NodeName(told.peer_node.clone()), node.clone()),
         };
@@ -280,6 +286,26 @@ mod tests {
             ),
         );
         transfers.forget(&N1());
+        assert_eq!(transfers.running(), 0);
+    }
+
+    #[test]
+    fn a_transfer_that_both_ends_have_forgotten_is_gone_though_it_was_asked_for() {
+        let mut transfers = Transfers::default();
+        let key = ImageKey {
+            namespace: "vms".into(),
+            image: "win".into(),
+        };
+        transfers.ask(asked("t", &key, SnapshotNumber(2), None, [&N1(), &N2()]));
+        transfers.told(
+            &N2(),
+            told(
+                pb::Role::Receiver,
+                pb::TransferState::Running,
+                pb::Reason::Unspecified,
+            ),
+        );
+        transfers.forget(&N2());
         assert_eq!(transfers.running(), 0);
     }
 

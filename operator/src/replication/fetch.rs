@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use icbd_planner::replication::{Job, WantedSnapshot};
+use icbd_planner::replication::{Extraneous, Job, WantedSnapshot, extraneous};
 use icbd_planner::{Agent, ImageKey, Inventory, NodeName, SnapshotNumber};
 use kube::ResourceExt;
 
@@ -15,6 +15,19 @@ pub(super) struct Seen {
     pub(super) objects: BTreeMap<(ImageKey, SnapshotNumber), String>,
     /// What nodes that can be seen hold, of all images, also those without an object.
     pub(super) inventories: BTreeMap<ImageKey, BTreeMap<NodeName, Arc<Inventory>>>,
+}
+
+impl Seen {
+    /// What came back with nodes that were away when it was deleted.
+    pub(super) fn extraneous(&self) -> Vec<Extraneous> {
+        let of_image = |(image, inventories): (&ImageKey, &BTreeMap<NodeName, Arc<Inventory>>)| {
+            extraneous(
+                image,
+                inventories.iter().map(|(node, held)| (node, held.as_ref())),
+            )
+        };
+        self.inventories.iter().flat_map(of_image).collect()
+    }
 }
 
 pub(super) fn fetch(sight: &Sight) -> Seen {

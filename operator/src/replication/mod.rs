@@ -7,9 +7,10 @@ mod fetch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use icbd_planner::replication::{ClusterLimits, Plan, extraneous, plan};
+use icbd_planner::replication::{ClusterLimits, Plan, plan};
 use jiff::Timestamp;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::control::Context;
@@ -20,16 +21,18 @@ const SETTLE: Duration = Duration::from_millis(10);
 const AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(context: Arc<Context>, wake: Arc<Notify>, limits: ClusterLimits) {
+    // One round of removals at a time, beside everything else: an agent may be slow to answer.
+    let mut removal: Option<JoinHandle<()>> = None;
     loop {
         let seen = fetch::fetch(&context.sight);
         let now = Timestamp::now();
         let Plan { starts, wake_at } = plan(&seen.jobs, limits, now);
         apply::start(&context, &wake, &seen, starts);
-        for (image, inventories) in &seen.inventories {
-            let observed = inventories
-                .iter()
-                .map(|(node, inventory)| (node, inventory.as_ref()));
-            apply::remove(&context, extraneous(image, observed)).await;
+        if removal.as_ref().is_none_or(JoinHandle::is_finished) {
+            let found = seen.extraneous();
+            let context = context.clone();
+            removal = (!found.is_empty())
+                .then(|| tokio::spawn(async move { apply::remove(&context, found).await }));
         }
         let pause = wake_at.map_or(AT_LEAST_EVERY, |at| {
             Duration::try_from(at.duration_since(now))
