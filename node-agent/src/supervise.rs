@@ -81,7 +81,10 @@ impl Supervisor {
             }
         }
         // Whoever hears that the pool is ready knows already what is in it.
-        self.images.rescan().await;
+        match ready {
+            true => self.images.rescan().await,
+            false => self.images.forget(),
+        }
         self.facts.set_pool(status.clone());
         status
     }

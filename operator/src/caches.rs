@@ -10,9 +10,9 @@ use futures::future::{BoxFuture, FutureExt};
 use icbd_crds::{ReplicationTarget, Snapshot, VMImage};
 use icbd_planner::{ImageKey, NodeName, SnapshotNumber};
 use k8s_openapi::api::core::v1::{Namespace, Node};
-use kube::runtime::reflector::{self, ObjectRef, Store, store::Writer};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use kube_runtime::reflector::{self, ObjectRef, Store, store::Writer};
+use kube_runtime::{WatchStreamExt, watcher};
 use serde::de::DeserializeOwned;
 use tracing::warn;
 

@@ -11,7 +11,7 @@ use icbd_planner::{
 };
 use jiff::Timestamp;
 use kube::ResourceExt;
-use kube::runtime::reflector::ObjectRef;
+use kube_runtime::reflector::ObjectRef;
 
 use crate::agents::{Agents, Owner};
 use crate::caches::{Caches, image_key};
@@ -153,6 +153,7 @@ impl Sight {
             .filter_map(|snapshot| {
                 let found = names.get(snapshot.name_any().as_str()).copied();
                 let wanted = found.map(on_disk).or_else(|| by_status(&snapshot))?;
+                (!facts.buried(wanted.number, &wanted.identity)).then_some(())?;
                 Some((snapshot, wanted))
             })
             .collect();

@@ -134,6 +134,15 @@ impl Contender {
     }
 }
 
+/// How one try to renew went.
+enum Renewal {
+    Written,
+    /// Somebody wrote to it; the next try knows what.
+    Again,
+    /// This one holds it now.
+    Overtaken(String),
+}
+
 /// The Lease, held.
 pub(crate) struct Held<'a> {
     contender: &'a Contender,
@@ -161,9 +170,15 @@ impl Held<'_> {
         loop {
             sleep(RETRY).await;
             let deadline = renewed + RENEW_WITHIN;
+            // From before the request: others count from when it was written, not answered.
+            let asked = Instant::now();
             match timeout_at(deadline, self.renew_once()).await {
-                Ok(Ok(None)) => renewed = Instant::now(),
-                Ok(Ok(Some(holder))) => return Lost::Overtaken(holder),
+                Ok(Ok(Renewal::Written)) => renewed = asked,
+                Ok(Ok(Renewal::Overtaken(holder))) => return Lost::Overtaken(holder),
+                Ok(Ok(Renewal::Again)) if Instant::now() >= deadline => {
+                    return Lost::NotRenewed("the Lease kept changing".to_owned());
+                }
+                Ok(Ok(Renewal::Again)) => {}
                 Ok(Err(error)) if Instant::now() >= deadline => {
                     return Lost::NotRenewed(error.to_string());
                 }
@@ -173,8 +188,7 @@ impl Held<'_> {
         }
     }
 
-    /// The new holder, if there is one.
-    async fn renew_once(&mut self) -> kube::Result<Option<String>> {
+    async fn renew_once(&mut self) -> kube::Result<Renewal> {
         let Contender {
             api,
             name,
@@ -185,7 +199,10 @@ impl Held<'_> {
             spec.renew_time = Some(MicroTime(Timestamp::now()));
         }
         match api.replace(name, &PostParams::default(), &lease).await {
-            Ok(lease) => self.lease = lease,
+            Ok(lease) => {
+                self.lease = lease;
+                Ok(Renewal::Written)
+            }
             Err(kube::Error::Api(answer)) if answer.code == 409 => {
                 // Written by somebody, or by ourselves with an answer that got lost.
                 let current = api.get(name).await?;
@@ -194,13 +211,13 @@ impl Held<'_> {
                     .as_ref()
                     .and_then(|spec| spec.holder_identity.clone());
                 if holder.as_deref() != Some(identity.as_str()) {
-                    return Ok(Some(holder.unwrap_or_default()));
+                    return Ok(Renewal::Overtaken(holder.unwrap_or_default()));
                 }
                 self.lease = current;
+                Ok(Renewal::Again)
             }
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         }
-        Ok(None)
     }
 
     /// Lets the next one lead at once.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use icbd_crds::{Condition, ConditionType, Reason, condition};
 use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, Resource, ResourceExt};
+use kube_runtime::events::{Event, EventType, Recorder, Reporter};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -113,7 +113,8 @@ impl Publisher {
     /// Sets or removes the finalizer, unless the object has changed since it was seen.
     ///
     /// # Errors
-    /// Those of the API server, a conflict among them; an object that is gone is none.
+    /// Those of the API server, a conflict among them; and `NotFound`, where one was to be set on an
+    /// object that is gone.
     pub(crate) async fn finalizer<K>(&self, object: &K, present: bool) -> kube::Result<()>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -146,7 +147,7 @@ impl Publisher {
             .await
         {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+            Err(kube::Error::Api(answer)) if answer.code == 404 && !present => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use icbd_crds::{ReplicationTarget, Snapshot, VMImage};
 use icbd_planner::{ImageKey, NodeName};
 use k8s_openapi::api::core::v1::Node;
-use kube::runtime::reflector::ObjectRef;
+use kube_runtime::reflector::ObjectRef;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 

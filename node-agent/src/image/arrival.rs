@@ -37,6 +37,13 @@ pub(crate) fn judge(
         );
         return Err(Error::refused(Reason::Conflict, message));
     }
+    if let Some(why) = inventory::in_the_way(image, number)? {
+        let message = format!(
+            "{} is there and does not count as a snapshot: {why}",
+            image.at(number)
+        );
+        return Err(Error::refused(Reason::Conflict, message));
+    }
     if meta.tombstones.get(number)?.is_some() {
         let message = format!("{} was deleted: its number is used up", image.at(number));
         return Err(Error::refused(Reason::Conflict, message));
@@ -104,7 +111,15 @@ pub(crate) fn settle(image: &ImageDir) -> Result<()> {
     let Some(meta) = Meta::open(image)? else {
         return Ok(());
     };
-    for (number, arrival) in meta.read()?.arriving {
+    let records = meta.read()?;
+    for number in records.tombstones.keys() {
+        // A deletion that ended between the snapshot and its record.
+        if records.snapshots.contains_key(number) && inventory::snapshot(image, *number)?.is_none()
+        {
+            meta.snapshots.remove(*number)?;
+        }
+    }
+    for (number, arrival) in records.arriving {
         match inventory::snapshot(image, number)? {
             Some(found) if found.identity == arrival.identity => {
                 complete(&meta, number, &arrival)?;

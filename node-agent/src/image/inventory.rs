@@ -114,6 +114,16 @@ fn open_if_directory(dir: impl AsFd, name: &str) -> Result<Option<OwnedFd>> {
     }
 }
 
+/// What stands under a number without being a snapshot: why it does not count.
+pub(crate) fn in_the_way(image: &ImageDir, number: SnapshotNumber) -> Result<Option<String>> {
+    let name = number.to_string();
+    let entries = disk(image)?.not_counted;
+    let entry = entries
+        .iter()
+        .find(|entry| AsRef::<[u8]>::as_ref(&entry.name) == name.as_bytes());
+    Ok(entry.map(|entry| entry.reason.to_string()))
+}
+
 /// The inventory of one image, as the operator gets it.
 pub(crate) fn scan(image: &ImageDir) -> Result<ImageInventory> {
     let Inventory {
@@ -123,14 +133,12 @@ pub(crate) fn scan(image: &ImageDir) -> Result<ImageInventory> {
         checkpoints: _,
         not_counted,
     } = disk(image)?;
-    let mut ignored: Vec<String> = not_counted
+    let ignored: Vec<String> = not_counted
         .iter()
         .map(|entry| format!("{}: {}", entry.name.escape_ascii(), entry.reason))
         .collect();
-    let records = Records::of(image).unwrap_or_else(|error| {
-        ignored.push(format!(".meta: {error}"));
-        Records::default()
-    });
+    // Without its records an image would look like one that nobody has named or deleted anything of.
+    let records = Records::of(image)?;
     let last = [
         snapshots.last().map(|(n, _)| n.get()),
         partials.last().map(|(n, _)| n.get()),

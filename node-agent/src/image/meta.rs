@@ -256,11 +256,12 @@ impl Records {
             .fold(self.image.highest, u64::max)
     }
 
-    /// The snapshot taken or bound under this name.
+    /// The snapshot taken or bound under this name, and not deleted since: a tombstone outranks a
+    /// record that a crash has left beside it.
     pub(crate) fn named(&self, name: &str) -> Option<(SnapshotNumber, &SnapshotRecord)> {
         let mut records = self.snapshots.iter();
         records
-            .find(|(_, record)| record.name == name)
+            .find(|(number, record)| record.name == name && !self.tombstones.contains_key(number))
             .map(|(number, record)| (*number, record))
     }
 }

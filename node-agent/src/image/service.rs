@@ -1,7 +1,7 @@
 //! Images as the rest of the agent uses them: one operation at a time on each, off the async
 //! threads, on a pool that is opened for it; and the inventory kept in step with the disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -123,32 +123,57 @@ impl Images {
         Ok(Some(inventory))
     }
 
-    /// Looks at all images afresh. Without a pool there are none.
+    /// Looks at all images afresh, each under its lock, so that no older sight of one replaces a
+    /// newer. What cannot be read stays as it is known; the next look may succeed.
     pub(crate) async fn rescan(&self) {
-        let images = self.clone();
-        let scanned = blocking(move || {
-            let pool = images.pool.open()?;
-            let mut found = BTreeMap::new();
-            for id in inventory::images(&pool)? {
-                match images.inventory(&pool, &id) {
-                    Ok(inventory) => found.extend(inventory.map(|inventory| (id, inventory))),
-                    // What is known of it stays; the next look may succeed.
-                    Err(error) => {
-                        tracing::warn!(image = %id, %error, "cannot read the image");
-                        found.extend(images.facts.image(&id).map(|inventory| (id, inventory)));
-                    }
-                }
-            }
-            Ok(found)
-        })
-        .await;
-        match scanned {
-            Ok(found) => self.facts.set_images(found),
+        let pool = Arc::clone(&self.pool);
+        let found = match blocking(move || inventory::images(&pool.open()?)).await {
+            Ok(found) => found,
             Err(error) => {
-                tracing::debug!(%error, "no images: the pool cannot be used");
-                self.facts.set_images(BTreeMap::new());
+                tracing::debug!(%error, "cannot look at the images");
+                return;
+            }
+        };
+        let known = self.facts.images().into_iter().map(|(id, _)| id);
+        for id in found.into_iter().chain(known).collect::<BTreeSet<_>>() {
+            if let Err(error) = self.look(&id).await {
+                tracing::warn!(image = %id, %error, "cannot read the image");
             }
         }
+        self.forget_counts_of_what_is_gone();
+    }
+
+    /// Looks at one image, unless somebody works on it, who will tell of it in the end.
+    async fn look(&self, id: &ImageId) -> Result<()> {
+        let Ok(alone) = self.lock(id).try_lock_owned() else {
+            return Ok(());
+        };
+        let (images, id) = (self.clone(), id.clone());
+        blocking(move || {
+            let _alone = alone;
+            let pool = images.pool.open()?;
+            let inventory = images.inventory(&pool, &id)?;
+            images.facts.set_image(&id, inventory);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Without a pool there are no images.
+    pub(crate) fn forget(&self) {
+        self.facts.set_images(BTreeMap::new());
+    }
+
+    fn forget_counts_of_what_is_gone(&self) {
+        let images = self.facts.images();
+        let snapshots = images
+            .iter()
+            .flat_map(|(_, inventory)| &inventory.snapshots);
+        let there: HashSet<Uuid> = snapshots
+            .filter_map(|snapshot| snapshot.uuid.parse().ok())
+            .collect();
+        let mut counted = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.retain(|uuid, _| there.contains(uuid));
     }
 
     /// Settles what an agent that ended in mid-transfer has left in each image: a snapshot that had

@@ -22,9 +22,13 @@ pub(crate) fn take(
         ));
     }
     let records = meta.read()?;
-    if let Some((number, record)) = records.named(&request.name) {
-        return again(image, meta, number, record, request.bind_number);
+    let named = records.named(&request.name);
+    if let Some((number, record)) = named
+        && let Some(answer) = again(image, meta, number, record, request.bind_number)?
+    {
+        return Ok(answer);
     }
+    let abandoned = named.map(|(number, _)| number);
     let record = SnapshotRecord {
         name: request.name.clone(),
         object_uid: request.object_uid.clone(),
@@ -37,20 +41,30 @@ pub(crate) fn take(
         return bind(image, meta, &records, number(request.bind_number)?, record);
     }
     let live = live(image)?;
-    let number = next_number(image, &records, request.highest_known)?;
+    let next = next_number(image, &records, request.highest_known)?;
+    let number = match abandoned {
+        // Nothing was taken since: the number that was meant for it will do.
+        Some(number) if number.get() + 1 == next.get() => number,
+        Some(number) => {
+            meta.snapshots.remove(number)?;
+            next
+        }
+        None => next,
+    };
     meta.raise_highest(number)?;
     meta.snapshots.put(number, &record)?;
     complete(image, meta, number, record, Some(&live))
 }
 
-/// The name is recorded: the same answer, or what was left undone.
+/// The name is recorded: the same answer, or what was left undone; `None`, if nothing was ever
+/// taken for it.
 fn again(
     image: &ImageDir,
     meta: &Meta,
     number: SnapshotNumber,
     record: &SnapshotRecord,
     bind_number: u64,
-) -> Result<SnapshotInfo> {
+) -> Result<Option<SnapshotInfo>> {
     if bind_number != 0 && bind_number != number.get() {
         let message = format!("{} is bound to number {number} already", record.name);
         return Err(Error::refused(Reason::NumberBound, message));
@@ -66,7 +80,7 @@ fn again(
             );
             Err(Error::refused(Reason::Conflict, message))
         }
-        (Some(_), Some(found)) => Ok(found.info(number, Some(record))),
+        (Some(_), Some(found)) => Ok(Some(found.info(number, Some(record)))),
         (Some(identity), None) => {
             let message = format!(
                 "{} was taken as {}, and the snapshot {identity} is gone",
@@ -75,9 +89,10 @@ fn again(
             );
             Err(Error::refused(Reason::SnapshotLost, message))
         }
-        // The agent ended between the record and the snapshot, or between that and its identity.
-        (None, Some(_)) => complete(image, meta, number, record.clone(), None),
-        (None, None) => complete(image, meta, number, record.clone(), Some(&live(image)?)),
+        // The agent ended between the snapshot and its identity.
+        (None, Some(_)) => complete(image, meta, number, record.clone(), None).map(Some),
+        // It ended, or failed, between the record and the snapshot.
+        (None, None) => Ok(None),
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Facts<'a> {
     pub finalizer: bool,
     /// The namespace or the CRD is being deleted: its objects go, their data stays.
     pub scope_terminating: bool,
+    /// The names of other images' Snapshot objects in the namespace, while adoption is to come.
+    pub taken_names: &'a [String],
     /// The Snapshot objects of the image.
     pub known: &'a [Known],
     /// Those of them that were taken and are not being deleted, by number, with their names.
@@ -99,8 +101,8 @@ fn deletion(facts: &Facts<'_>) -> Vec<Action> {
     if keep {
         return vec![Action::RemoveFinalizer];
     }
-    let running = image.transfers.iter().filter(|t| t.end.is_none());
-    let mut actions: Vec<Action> = running
+    let mut actions: Vec<Action> = image
+        .running()
         .map(|t| Action::Cancel {
             transfer: t.id.clone(),
             nodes: [t.source.clone(), t.receiver.clone()],
@@ -142,10 +144,13 @@ fn adoption(facts: &Facts<'_>) -> Vec<Action> {
         .map(|record| record.name.as_str())
         .collect();
     names.extend(&recorded);
+    names.extend(facts.taken_names.iter().map(String::as_str));
     primary
         .snapshots
         .iter()
-        .filter(|(number, _)| !numbers.contains(number))
+        .filter(|(number, held)| {
+            !numbers.contains(number) && !facts.image.buried(**number, &held.identity)
+        })
         .filter_map(|(number, held)| match &held.record {
             Some(record) => {
                 let applied = facts.known.iter().any(|known| known.name == record.name);

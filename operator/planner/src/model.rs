@@ -358,6 +358,20 @@ impl ImageFacts {
             .is_none_or(|owner| owner == uid || Some(owner) == adopt_from.as_ref())
     }
 
+    /// Whether this content was deleted on purpose on any node that can be seen.
+    pub fn buried(&self, number: SnapshotNumber, identity: &str) -> bool {
+        self.observed()
+            .any(|(_, inventory)| self.owns(inventory) && inventory.buried(number, identity))
+    }
+
+    /// The transfers under way, as far as anybody can tell: with both ends out of sight, nobody can.
+    pub fn running(&self) -> impl Iterator<Item = &Transfer> {
+        let seen = |node: &NodeName| usable_pool(&self.nodes, node).is_ok();
+        self.transfers
+            .iter()
+            .filter(move |t| t.end.is_none() && (seen(&t.source) || seen(&t.receiver)))
+    }
+
     /// The primary's directory, when it is there to be seen and is this namespace's.
     ///
     /// # Errors

@@ -98,6 +98,15 @@ pub fn assess<'a>(
         return Standing::Moving(transfer);
     }
     let replica = held.unwrap_or(&empty);
+    if !facts.owns(replica) {
+        return Standing::Waiting(Refusal::new(
+            Reason::NamespaceChanged,
+            format!(
+                "node {node} holds data of a former namespace {}",
+                facts.key.namespace
+            ),
+        ));
+    }
     match obstacle(facts, node, limits, wanted) {
         Some(refusal) => return Standing::Waiting(refusal),
         None if replica.buried(wanted.number, wanted.identity) => {

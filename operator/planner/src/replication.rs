@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::lineage::Route;
 use crate::model::{
-    Agent, ImageFacts, ImageKey, Inventory, NodeName, Record, SnapshotNumber, Tombstone,
+    Agent, ImageFacts, ImageKey, Inventory, NodeName, Record, SnapshotNumber, Tombstone, Transfer,
 };
 use crate::replica::{self, Standing, Wanted};
 use crate::selection::{Limits, Selection, select};
@@ -89,9 +89,9 @@ struct Candidate<'a> {
     route: Route,
 }
 
-/// Plans. Transfers that run are counted as the agents report them, so nothing is started twice
-/// for a replica of an image.
-pub fn plan(jobs: &[Job], cluster: ClusterLimits, now: Timestamp) -> Plan {
+/// Plans. `running` are all transfers under way, also of images that are not among the jobs: they
+/// count towards the limits. Nothing is started twice for a replica of an image.
+pub fn plan(jobs: &[Job], running: &[Transfer], cluster: ClusterLimits, now: Timestamp) -> Plan {
     let selections: Vec<Selection> = jobs.iter().map(|job| select(&job.facts)).collect();
     let mut plan = Plan::default();
     let mut candidates: Vec<Candidate<'_>> = Vec::new();
@@ -102,7 +102,7 @@ pub fn plan(jobs: &[Job], cluster: ClusterLimits, now: Timestamp) -> Plan {
     }
     // Oldest first: the replica that has waited longest lags most.
     candidates.sort_by_key(|c| (c.snapshot.taken_at, &c.job.facts.key, c.node));
-    let mut load = Load::of(jobs);
+    let mut load = Load::of(running);
     for candidate in candidates {
         if load.admit(&candidate, cluster) {
             plan.starts.push(candidate.start());
@@ -120,7 +120,7 @@ fn candidate<'a>(
     now: Timestamp,
     wake_at: &mut Option<Timestamp>,
 ) -> Option<Candidate<'a>> {
-    let receiving = |t: &crate::model::Transfer| t.end.is_none() && t.receiver == *node;
+    let receiving = |t: &Transfer| t.end.is_none() && t.receiver == *node;
     if job.facts.transfers.iter().any(receiving) {
         return None;
     }
@@ -196,13 +196,11 @@ struct Load {
 }
 
 impl Load {
-    fn of(jobs: &[Job]) -> Load {
+    fn of(running: &[Transfer]) -> Load {
         let mut load = Load::default();
-        for transfer in jobs.iter().flat_map(|job| &job.facts.transfers) {
-            if transfer.end.is_none() {
-                load.add(&transfer.source, &transfer.receiver);
-            }
-        }
+        running
+            .iter()
+            .for_each(|transfer| load.add(&transfer.source, &transfer.receiver));
         load
     }
 

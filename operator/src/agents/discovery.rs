@@ -10,9 +10,9 @@ use futures::StreamExt;
 use icbd_crds::names;
 use icbd_planner::NodeName;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::runtime::reflector::{self, Store};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
+use kube_runtime::reflector::{self, Store};
+use kube_runtime::{WatchStreamExt, watcher};
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 

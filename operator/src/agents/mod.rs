@@ -222,6 +222,11 @@ impl Agents {
         self.read().transfers.of(key)
     }
 
+    /// All transfers under way, of whatever image.
+    pub(crate) fn all_running(&self) -> Vec<Transfer> {
+        self.read().transfers.all_running()
+    }
+
     /// How many transfers are under way.
     pub(crate) fn running(&self) -> usize {
         self.read().transfers.running()

@@ -14,6 +14,9 @@ use super::convert;
 /// spoken of it: longer than the calls that ask for it may take.
 const ASKED: Duration = Duration::from_secs(180);
 
+/// For how long an ended transfer is remembered: as long as agents do.
+const REMEMBERED: Duration = Duration::from_secs(15 * 60);
+
 /// Transfers by id.
 #[derive(Default)]
 pub(super) struct Transfers {
@@ -26,6 +29,8 @@ struct Ends {
     asked: Option<(Transfer, Instant)>,
     /// An end has spoken of it: from then on it is what the ends say, and gone when they forget it.
     spoken: bool,
+    /// Since when it is known to have ended.
+    ended: Option<Instant>,
     source: Option<(NodeName, pb::Transfer)>,
     receiver: Option<(NodeName, pb::Transfer)>,
 }
@@ -38,6 +43,7 @@ impl Transfers {
             ..Ends::default()
         };
         self.by_id.insert(transfer.id, ends);
+        self.sweep();
     }
 
     /// Forgets a transfer that was refused.
@@ -52,6 +58,9 @@ impl Transfers {
     pub(super) fn told(&mut self, node: &NodeName, transfer: pb::Transfer) {
         let ends = self.by_id.entry(transfer.id.clone()).or_default();
         ends.spoken = true;
+        if convert::end(&transfer).is_some() {
+            ends.ended.get_or_insert_with(Instant::now);
+        }
         match transfer.role() {
             pb::Role::Source => ends.source = Some((node.clone(), transfer)),
             pb::Role::Receiver => ends.receiver = Some((node.clone(), transfer)),
@@ -69,12 +78,21 @@ impl Transfers {
     }
 
     fn sweep(&mut self) {
-        self.by_id.retain(|_, ends| ends.view().is_some());
+        self.by_id.retain(|_, ends| {
+            let fresh = ends.ended.is_none_or(|at| at.elapsed() < REMEMBERED);
+            fresh && ends.view().is_some()
+        });
     }
 
     /// All of one image.
     pub(super) fn of(&self, key: &ImageKey) -> Vec<Transfer> {
-        self.views().filter(|view| view.image == *key).collect()
+        let of_image = self.by_id.values().filter(|ends| ends.concerns(key));
+        of_image.filter_map(Ends::view).collect()
+    }
+
+    /// All that are under way.
+    pub(super) fn all_running(&self) -> Vec<Transfer> {
+        self.views().filter(|view| view.end.is_none()).collect()
     }
 
     /// How many are under way.
@@ -88,6 +106,21 @@ impl Transfers {
 }
 
 impl Ends {
+    /// Whether it is of this image; without putting a view together.
+    fn concerns(&self, key: &ImageKey) -> bool {
+        let told = |ends: &Option<(NodeName, pb::Transfer)>| {
+            let image = ends
+                .as_ref()
+                .and_then(|(_, transfer)| transfer.image.as_ref());
+            image.is_some_and(|i| i.namespace == key.namespace && i.image == key.image)
+        };
+        let asked = self
+            .asked
+            .as_ref()
+            .is_some_and(|(transfer, _)| transfer.image == *key);
+        asked || told(&self.source) || told(&self.receiver)
+    }
+
     /// As it was asked for, while nobody had the time to speak of it.
     fn unspoken(&self) -> Option<Transfer> {
         let (asked, at) = self.asked.as_ref()?;

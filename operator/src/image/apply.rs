@@ -1,7 +1,7 @@
 //! Does what was planned for one VMImage.
 
-use futures::{StreamExt, TryStreamExt, stream};
-use icbd_crds::{DeletionPolicy, Snapshot, SnapshotSpec, VMImage, names};
+use futures::{StreamExt, stream};
+use icbd_crds::{DeletionPolicy, Reason, Snapshot, SnapshotSpec, VMImage, names};
 use icbd_planner::SnapshotNumber;
 use icbd_planner::image::Action;
 use kube::api::PostParams;
@@ -11,20 +11,24 @@ use tracing::info;
 use super::fetch::Seen;
 use crate::control::{Context, Error};
 use crate::facts::owner;
+use crate::publish::News;
 
 /// Requests to the API server at once.
 const AT_ONCE: usize = 8;
 
+/// All of it, whatever refuses; says the first refusal.
 pub(super) async fn apply(
     image: &VMImage,
     seen: &Seen,
     actions: Vec<Action>,
     context: &Context,
 ) -> Result<(), Error> {
-    stream::iter(actions)
-        .map(Ok)
-        .try_for_each_concurrent(AT_ONCE, |action| carry_out(image, seen, action, context))
-        .await
+    let results: Vec<Result<(), Error>> = stream::iter(actions)
+        .map(|action| carry_out(image, seen, action, context))
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    results.into_iter().collect()
 }
 
 async fn carry_out(
@@ -79,8 +83,21 @@ async fn adopt(
     };
     match api.create(&params, &snapshot).await {
         Ok(_) => info!(name, number = number.map(|n| n.0), "adopted a snapshot"),
-        // Somebody applied it in the meantime: it binds by itself.
-        Err(kube::Error::Api(answer)) if answer.code == 409 => {}
+        Err(kube::Error::Api(answer)) if answer.code == 409 => {
+            let there = api.get_opt(&name).await?;
+            if there.is_some_and(|there| there.spec.image != image.name_any()) {
+                let note = format!(
+                    "the name {name} belongs to a Snapshot of another image: the snapshot that bears it is not adopted"
+                );
+                let news = News {
+                    warning: true,
+                    reason: Reason::Conflict,
+                    note,
+                };
+                context.publisher.news(image, vec![news]).await;
+            }
+            // Else somebody applied it in the meantime: it binds by itself.
+        }
         Err(error) => return Err(error.into()),
     }
     Ok(())

@@ -13,6 +13,7 @@ pub(super) struct Seen {
     pub(super) image: ImageFacts,
     status: VMImageStatus,
     scope_terminating: bool,
+    taken_names: Vec<String>,
     known: Vec<Known>,
     wanted: Vec<(String, WantedSnapshot)>,
 }
@@ -30,6 +31,7 @@ pub(super) async fn fetch(object: &VMImage, sight: &Sight, client: &Client) -> k
     });
     let wanted = sight.wanted(&image);
     Ok(Seen {
+        taken_names: taken_names(object, sight),
         known: known.collect(),
         wanted: wanted
             .into_iter()
@@ -41,6 +43,23 @@ pub(super) async fn fetch(object: &VMImage, sight: &Sight, client: &Client) -> k
     })
 }
 
+/// Of interest only once, before adoption: looking through all Snapshots takes its time.
+fn taken_names(object: &VMImage, sight: &Sight) -> Vec<String> {
+    if object
+        .status
+        .as_ref()
+        .is_some_and(|status| status.adopted_through.is_some())
+    {
+        return Vec::new();
+    }
+    let namespace = object.namespace();
+    let all = sight.caches.snapshots.state();
+    all.iter()
+        .filter(|s| s.namespace() == namespace)
+        .map(|s| s.name_any())
+        .collect()
+}
+
 impl Seen {
     pub(super) fn facts<'a>(&'a self, object: &VMImage) -> Facts<'a> {
         Facts {
@@ -49,6 +68,7 @@ impl Seen {
             status: &self.status,
             finalizer: object.finalizers().iter().any(|f| f == names::FINALIZER),
             scope_terminating: self.scope_terminating,
+            taken_names: &self.taken_names,
             known: &self.known,
             wanted: &self.wanted,
         }

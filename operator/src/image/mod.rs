@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use icbd_crds::VMImage;
 use icbd_planner::image::actions;
-use kube::runtime::controller::Action;
+use kube_runtime::controller::Action;
 
 use crate::control::{Context, Error};
 

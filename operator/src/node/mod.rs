@@ -5,7 +5,7 @@ use std::sync::Arc;
 use icbd_planner::{NodeName, pool};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use kube::runtime::controller::Action;
+use kube_runtime::controller::Action;
 use tracing::info;
 
 use crate::control::{Context, Error};

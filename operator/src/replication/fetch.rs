@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use icbd_planner::replication::{Extraneous, Job, WantedSnapshot, extraneous};
-use icbd_planner::{Agent, ImageKey, Inventory, NodeName, SnapshotNumber};
+use icbd_planner::{Agent, ImageKey, Inventory, NodeName, SnapshotNumber, Transfer};
 use kube::ResourceExt;
 
 use crate::facts::Sight;
 
 pub(super) struct Seen {
     pub(super) jobs: Vec<Job>,
+    /// All transfers under way.
+    pub(super) running: Vec<Transfer>,
     /// By image and number: uid of the Snapshot object.
     pub(super) objects: BTreeMap<(ImageKey, SnapshotNumber), String>,
     /// What nodes that can be seen hold, of all images, also those without an object.
@@ -54,6 +56,7 @@ pub(super) fn fetch(sight: &Sight) -> Seen {
     sight.ledger.keep_only(&objects);
     Seen {
         jobs,
+        running: sight.agents.all_running(),
         objects,
         inventories: observed(sight),
     }

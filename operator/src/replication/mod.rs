@@ -26,7 +26,7 @@ pub(crate) async fn run(context: Arc<Context>, wake: Arc<Notify>, limits: Cluste
     loop {
         let seen = fetch::fetch(&context.sight);
         let now = Timestamp::now();
-        let Plan { starts, wake_at } = plan(&seen.jobs, limits, now);
+        let Plan { starts, wake_at } = plan(&seen.jobs, &seen.running, limits, now);
         apply::start(&context, &wake, &seen, starts);
         if removal.as_ref().is_none_or(JoinHandle::is_finished) {
             let found = seen.extraneous();

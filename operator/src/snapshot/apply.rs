@@ -10,7 +10,7 @@ use crate::agents::Take;
 use crate::control::{Context, Error};
 use crate::facts::owner;
 
-/// In order: the finalizer is there before a snapshot is taken, and transfers are ended before what
+/// In order: without its finalizer no snapshot is taken, and transfers are ended before what
 /// they move is removed. A node that refuses does not keep the others waiting.
 pub(super) async fn apply(
     seen: &Seen,
@@ -19,8 +19,12 @@ pub(super) async fn apply(
 ) -> Result<(), Error> {
     let mut first_error = None;
     for action in actions {
+        let stop = action == Action::AddFinalizer;
         if let Err(error) = carry_out(seen, action, context).await {
             first_error.get_or_insert(error);
+            if stop {
+                break;
+            }
         }
     }
     first_error.map_or(Ok(()), Err)

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use icbd_crds::{Origin, Snapshot, SnapshotStatus, names};
+use icbd_crds::{Origin, Snapshot, SnapshotStatus, VMImage, names};
+use icbd_planner::replication::WantedSnapshot;
 use icbd_planner::snapshot::Facts;
 use icbd_planner::{ImageFacts, Refusal};
-use kube::{Client, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 
 use crate::caches::image_key;
 use crate::facts::Sight;
@@ -21,6 +22,7 @@ pub(super) struct Seen {
     status: SnapshotStatus,
     scope_terminating: bool,
     highest_known: u64,
+    wanted: Vec<WantedSnapshot>,
 }
 
 pub(super) async fn fetch(
@@ -29,30 +31,59 @@ pub(super) async fn fetch(
     client: &Client,
 ) -> kube::Result<Seen> {
     let image = sight.image_of(object);
+    let facts = image.as_ref().map(|image| sight.image(image));
     Ok(Seen {
-        image: image.as_ref().map(|image| sight.image(image)),
         refused: None,
         name: object.name_any(),
         uid: object.uid().unwrap_or_default(),
         status: object.status.clone().unwrap_or_default(),
-        scope_terminating: scope_terminating::<Snapshot>(client, object).await?,
+        scope_terminating: keeps_data(client, object, image.as_deref()).await?,
+        wanted: wanted(object, sight, facts.as_ref()),
+        image: facts,
         highest_known: highest_known(object, sight),
         object: object.clone(),
     })
 }
 
-/// The highest number that any Snapshot object of the image speaks of.
+/// Whether the object goes only because what it belongs to does: its namespace, its CRD, or its
+/// VMImage. Of the last too the API server is asked: the caches of two kinds may be apart.
+async fn keeps_data(
+    client: &Client,
+    object: &Snapshot,
+    seen: Option<&VMImage>,
+) -> kube::Result<bool> {
+    if object.metadata.deletion_timestamp.is_none() {
+        return Ok(false);
+    }
+    if scope_terminating::<Snapshot>(client, object).await? {
+        return Ok(true);
+    }
+    let images: Api<VMImage> =
+        Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    let image = images.get_opt(&object.spec.image).await?;
+    Ok(image.is_none_or(|image| {
+        image.metadata.deletion_timestamp.is_some()
+            || seen.is_none_or(|seen| seen.metadata.uid != image.metadata.uid)
+    }))
+}
+
+/// What the image's replicas are to hold; of interest only to an object that is being deleted.
+fn wanted(object: &Snapshot, sight: &Sight, image: Option<&ImageFacts>) -> Vec<WantedSnapshot> {
+    let image = image.filter(|_| object.metadata.deletion_timestamp.is_some());
+    let wanted = image.map(|image| sight.wanted(image)).unwrap_or_default();
+    wanted.into_iter().map(|(_, wanted)| wanted).collect()
+}
+
+/// The highest number that was ever given to a Snapshot object of the image. What a spec asks for
+/// does not count: nobody has seen that it exists.
 fn highest_known(object: &Snapshot, sight: &Sight) -> u64 {
     let siblings = sight
         .caches
         .snapshots_of(&image_key(object, &object.spec.image));
-    let numbers = siblings.iter().flat_map(|sibling| {
-        [
-            sibling.spec.number,
-            sibling.status.as_ref().and_then(|status| status.number),
-        ]
-    });
-    numbers.flatten().max().unwrap_or(0)
+    let numbers = siblings
+        .iter()
+        .filter_map(|sibling| sibling.status.as_ref()?.number);
+    numbers.max().unwrap_or(0)
 }
 
 impl Seen {
@@ -79,6 +110,7 @@ impl Seen {
             image: self.image.as_ref(),
             scope_terminating: self.scope_terminating,
             highest_known: self.highest_known,
+            wanted: &self.wanted,
             refused: self.refused.clone(),
         }
     }

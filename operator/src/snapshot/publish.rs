@@ -3,8 +3,8 @@
 use icbd_crds::{Reason, ReplicaState, SnapshotReplica, SnapshotStatus};
 use icbd_planner::snapshot::status;
 use jiff::Timestamp;
-use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
+use kube_runtime::controller::Action;
 
 use super::fetch::Seen;
 use crate::control::Context;

@@ -7,7 +7,7 @@ use icbd_crds::ReplicationTarget;
 use icbd_planner::target::{Facts, plan};
 use jiff::Timestamp;
 use kube::Api;
-use kube::runtime::controller::Action;
+use kube_runtime::controller::Action;
 
 use crate::control::{Context, Error};
 use crate::publish::news;

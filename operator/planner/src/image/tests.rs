@@ -32,6 +32,7 @@ fn with<R>(
         status,
         finalizer: image.terminating,
         scope_terminating: false,
+        taken_names: &[],
         known,
         wanted: &wanted(image),
     })

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{plan as plan_all, *};
 use crate::model::{Attempt, Ended, Refusal};
 use crate::notation::{at, facts, inventory, target};
 
@@ -10,6 +10,14 @@ const WIDE: ClusterLimits = ClusterLimits {
     transfers: 100,
     per_source: 100,
 };
+
+fn plan(jobs: &[Job], cluster: ClusterLimits, now: Timestamp) -> Plan {
+    let transfers = jobs
+        .iter()
+        .flat_map(|job| job.facts.transfers.iter().cloned());
+    let running: Vec<Transfer> = transfers.filter(|t| t.end.is_none()).collect();
+    plan_all(jobs, &running, cluster, now)
+}
 
 /// A job that wants all that its primary holds.
 fn job(text: &str) -> Job {

@@ -1,10 +1,12 @@
 //! Deleting a Snapshot whose policy is Delete: narrow, and never without its object saying so.
 
+use std::collections::BTreeSet;
+
 use icbd_crds::{DeletionPolicy, Reason, names};
 
 use super::{Action, Binding, Facts, binding};
-use crate::lineage::newest_common;
-use crate::model::{ImageFacts, Refusal, SnapshotNumber};
+use crate::model::{ImageFacts, Inventory, NodeName, Refusal, SnapshotNumber};
+use crate::replication::WantedSnapshot;
 use crate::selection::select;
 
 /// What is to be done for an object that is being deleted.
@@ -19,9 +21,8 @@ pub(super) fn actions(facts: &Facts<'_>) -> Vec<Action> {
         return Vec::new();
     }
     let mut actions: Vec<Action> = image
-        .transfers
-        .iter()
-        .filter(|t| t.end.is_none() && t.number == number)
+        .running()
+        .filter(|t| t.number == number)
         .map(|t| Action::Cancel {
             transfer: t.id.clone(),
             nodes: [t.source.clone(), t.receiver.clone()],
@@ -32,13 +33,10 @@ pub(super) fn actions(facts: &Facts<'_>) -> Vec<Action> {
     let holders = image
         .observed()
         .filter(|(_, inventory)| image.owns(inventory));
-    let standing = holders.filter(|(_, inventory)| {
-        !inventory.buried(number, identity)
-            || inventory
-                .snapshots
-                .get(&number)
-                .is_some_and(|held| held.identity == identity)
-            || inventory.partials.contains(&number)
+    let standing = holders.filter(|(_, inventory)| match inventory.snapshots.get(&number) {
+        // Other content under this number is nobody's to remove.
+        Some(held) => held.identity == identity,
+        None => !inventory.buried(number, identity) || inventory.partials.contains(&number),
     });
     actions.extend(standing.map(|(node, _)| Action::Delete {
         node: node.clone(),
@@ -85,8 +83,8 @@ fn obstacle(
     number: SnapshotNumber,
     identity: &str,
 ) -> Option<Refusal> {
-    let is_parent = |t: &&crate::model::Transfer| t.end.is_none() && t.parent == Some(number);
-    if let Some(transfer) = image.transfers.iter().find(is_parent) {
+    let is_parent = |t: &&crate::model::Transfer| t.parent == Some(number);
+    if let Some(transfer) = image.running().find(is_parent) {
         return Some(Refusal::new(
             Reason::SnapshotBusy,
             format!(
@@ -95,10 +93,10 @@ fn obstacle(
             ),
         ));
     }
-    if let Some(refusal) = only_link(image, number, identity) {
+    if let Some(refusal) = only_link(facts, image, number) {
         return Some(refusal);
     }
-    let holds = |(_, i): &(_, &crate::model::Inventory)| i.holds(number, identity);
+    let holds = |(_, i): &(_, &Inventory)| i.holds(number, identity);
     let others = image
         .observed()
         .any(|(_, i)| i.snapshots.values().any(|h| h.identity != identity));
@@ -120,39 +118,36 @@ fn obstacle(
 }
 
 /// A replica that lags, and shares nothing else with its source, needs this one as a parent.
-fn only_link(image: &ImageFacts, number: SnapshotNumber, identity: &str) -> Option<Refusal> {
+fn only_link(facts: &Facts<'_>, image: &ImageFacts, number: SnapshotNumber) -> Option<Refusal> {
     let source = image.primary_inventory().ok()?;
-    let lags = |node: &&crate::model::NodeName| {
+    let lags = |node: &NodeName| {
         let Ok(Some(replica)) = image.observe(node) else {
             return false;
         };
-        let mut newer = source.snapshots.range(number..).skip(1);
-        newest_common(source, replica).is_some_and(|(common, _)| common == number)
-            && newer.any(|(_, held)| held.identity != identity)
-            && !shares_another(source, replica, number)
+        let coming = |wanted: &WantedSnapshot| {
+            wanted.number != number
+                && source.holds(wanted.number, &wanted.identity)
+                && !replica.snapshots.contains_key(&wanted.number)
+        };
+        let shared = shared(source, replica);
+        shared == BTreeSet::from([number]) && facts.wanted.iter().any(coming)
     };
-    let node = select(image)
-        .replicas
-        .into_keys()
-        .find(|node| lags(&node))?;
+    let node = select(image).replicas.into_keys().find(lags)?;
     Some(Refusal::new(
         Reason::SnapshotBusy,
         format!(
-            "snapshot {number} is all that node {node} shares with its source: waiting for a newer one to arrive there"
+            "snapshot {number} is all that node {node} shares with its source: waiting for another one to arrive there"
         ),
     ))
 }
 
-fn shares_another(
-    source: &crate::model::Inventory,
-    replica: &crate::model::Inventory,
-    number: SnapshotNumber,
-) -> bool {
-    source.snapshots.iter().any(|(other, held)| {
-        *other != number
-            && replica
-                .snapshots
-                .values()
-                .any(|r| r.identity == held.identity && !r.suspect)
-    })
+/// The source's snapshots that the replica holds too.
+fn shared(source: &Inventory, replica: &Inventory) -> BTreeSet<SnapshotNumber> {
+    let unchanged = replica.snapshots.values().filter(|held| !held.suspect);
+    let held: BTreeSet<&str> = unchanged.map(|held| held.identity.as_str()).collect();
+    let both = source
+        .snapshots
+        .iter()
+        .filter(|(_, s)| !s.suspect && held.contains(s.identity.as_str()));
+    both.map(|(number, _)| *number).collect()
 }

@@ -7,6 +7,7 @@ mod status;
 use icbd_crds::{DeletionPolicy, Origin, Reason, SnapshotSpec, SnapshotStatus};
 
 use crate::model::{Held, ImageFacts, NodeName, Refusal, SnapshotNumber};
+use crate::replication::WantedSnapshot;
 use crate::selection::select;
 
 pub use status::status;
@@ -38,6 +39,8 @@ pub struct Facts<'a> {
     pub scope_terminating: bool,
     /// The highest number that any Snapshot of the image was ever given.
     pub highest_known: u64,
+    /// What the image's replicas are to hold, while this object is being deleted.
+    pub wanted: &'a [WantedSnapshot],
     /// What an agent answered when the plan was carried out, if it refused.
     pub refused: Option<Refusal>,
 }
@@ -184,11 +187,14 @@ pub(crate) fn binding<'a>(facts: &Facts<'a>) -> Binding<'a> {
         }
     };
     if let Some((number, held)) = primary.named(facts.name) {
-        return Binding::Bound {
-            number,
-            held,
-            on_primary: true,
-        };
+        if let Some((_, identity)) = remembered.filter(|(_, identity)| *identity != held.identity) {
+            let message = format!(
+                "the name {} stood for {identity}, and the primary holds {} under it now; nothing is done to either",
+                facts.name, held.identity
+            );
+            return Binding::Waiting(Refusal::new(Reason::Conflict, message));
+        }
+        return bound(facts, image, number, held, true);
     }
     match remembered {
         Some((number, identity)) => {
@@ -213,7 +219,11 @@ fn elsewhere<'a>(
             .observed()
             .filter(|(_, inventory)| image.owns(inventory))
     };
-    let named = owned().find_map(|(_, inventory)| inventory.named(facts.name));
+    // Other content of the same name is not what the name stood for.
+    let meant = |held: &Held| remembered.is_none_or(|(_, identity)| held.identity == identity);
+    let named = owned()
+        .filter_map(|(_, inventory)| inventory.named(facts.name))
+        .find(|(_, held)| meant(held));
     let same = || {
         let (number, identity) = remembered?;
         owned().find_map(|(_, inventory)| {
@@ -222,11 +232,37 @@ fn elsewhere<'a>(
         })
     };
     let (number, held) = named.or_else(same)?;
-    Some(Binding::Bound {
+    Some(bound(facts, image, number, held, false))
+}
+
+/// Content that bears the name is what the name stands for; unless it was deleted on purpose and
+/// its node has not heard of it yet, or the spec asks for another number.
+fn bound<'a>(
+    facts: &Facts<'_>,
+    image: &ImageFacts,
+    number: SnapshotNumber,
+    held: &'a Held,
+    on_primary: bool,
+) -> Binding<'a> {
+    if let Some(asked) = facts.spec.number.filter(|asked| *asked != number.0) {
+        let message = format!(
+            "the name {} stands for snapshot {number}, not for {asked}; a name has one number",
+            facts.name
+        );
+        return Binding::Waiting(Refusal::new(Reason::NumberBound, message));
+    }
+    if !facts.deleting && image.buried(number, &held.identity) {
+        let message = format!(
+            "snapshot {number}, which bore the name {}, was deleted and is about to be removed from a node that was away",
+            facts.name
+        );
+        return Binding::Waiting(Refusal::new(Reason::Deleting, message));
+    }
+    Binding::Bound {
         number,
         held,
-        on_primary: false,
-    })
+        on_primary,
+    }
 }
 
 /// Content that was seen and is on no node that can be seen: lost, unless some node is out of sight.

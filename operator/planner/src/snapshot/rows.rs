@@ -51,11 +51,11 @@ fn row(
     previous: Option<&SnapshotReplica>,
     now: Timestamp,
 ) -> SnapshotReplica {
-    if let (Standing::Unseen(_), Some(complete)) = (
-        standing,
-        previous.filter(|row| row.state == ReplicaState::Complete),
-    ) {
-        return complete.clone();
+    if matches!(standing, Standing::Unseen(_)) {
+        let complete = previous.filter(|row| row.state == ReplicaState::Complete);
+        if let Some(complete) = complete {
+            return complete.clone();
+        }
     }
     let mut row = history(image, node, number, object_uid, previous);
     let refusal = standing.refusal();

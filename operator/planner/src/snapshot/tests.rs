@@ -8,6 +8,7 @@ use icbd_crds::{
 use super::{Action, Facts, actions, status};
 use crate::model::{Attempt, ImageFacts, SnapshotNumber, TransferEnd};
 use crate::notation::{at, facts as image, target};
+use crate::replication::WantedSnapshot;
 
 /// The Snapshot object `s<number>`; what its status was; what was seen.
 struct Case {
@@ -19,6 +20,7 @@ struct Case {
     deleting: bool,
     confirmed: Option<String>,
     scope_terminating: bool,
+    wanted: Vec<WantedSnapshot>,
 }
 
 fn case(name: &str, nodes: &str) -> Case {
@@ -35,6 +37,7 @@ fn case(name: &str, nodes: &str) -> Case {
         deleting: false,
         confirmed: None,
         scope_terminating: false,
+        wanted: Vec::new(),
     }
 }
 
@@ -53,6 +56,7 @@ impl Case {
             image: self.image.as_ref(),
             scope_terminating: self.scope_terminating,
             highest_known: 0,
+            wanted: &self.wanted,
             refused: None,
         }
     }
@@ -84,6 +88,18 @@ impl Case {
         let status = self.status();
         let condition = condition(&status.conditions, type_).expect("a condition of this type");
         (condition.status == "True", condition.reason.clone())
+    }
+
+    /// Snapshots of the primary that have objects.
+    fn wanting(mut self, numbers: &[u64]) -> Case {
+        let primary = self.image_mut().inventories[&"n1".into()].clone();
+        let wanted = |n: &u64| WantedSnapshot {
+            number: SnapshotNumber(*n),
+            identity: primary.snapshots[&SnapshotNumber(*n)].identity.clone(),
+            taken_at: at(0),
+        };
+        self.wanted = numbers.iter().map(wanted).collect();
+        self
     }
 
     fn image_mut(&mut self) -> &mut ImageFacts {
@@ -466,7 +482,7 @@ fn deletion_cancels_the_snapshots_own_transfer_and_waits_for_those_that_build_on
 
 #[test]
 fn a_lagging_replicas_only_link_to_its_source_is_kept_until_it_has_another() {
-    let link = case("s1", "n1 1a 2b | n2 1a").being_deleted();
+    let link = case("s1", "n1 1a 2b | n2 1a").being_deleted().wanting(&[2]);
     assert!(link.actions().is_empty());
     assert_eq!(
         link.reason(ConditionType::Ready),
@@ -474,4 +490,55 @@ fn a_lagging_replicas_only_link_to_its_source_is_kept_until_it_has_another() {
     );
     let caught_up = link.then("n1 1a 2b | n2 1a 2b");
     assert_eq!(deletes(&caught_up.actions()), ["n1:1", "n2:1"]);
+}
+
+#[test]
+fn a_link_to_what_nobody_wants_keeps_nothing() {
+    let unwanted = case("s1", "n1 1a 2b | n2 1a").being_deleted();
+    assert_eq!(deletes(&unwanted.actions()), ["n1:1", "n2:1"]);
+    let conflict = case("s1", "n1 1a 2b | n2 1a 2x")
+        .being_deleted()
+        .wanting(&[2]);
+    assert_eq!(deletes(&conflict.actions()), ["n1:1", "n2:1"]);
+}
+
+#[test]
+fn other_content_under_the_number_does_not_hold_a_deletion_up() {
+    let conflict = case("s1", "n1 1a 2b | n2 1x | n3 1a†").being_deleted();
+    assert_eq!(deletes(&conflict.actions()), ["n1:1"]);
+    let done = conflict.then("n1 1a† 2b | n2 1x | n3 1a†");
+    assert_eq!(done.actions(), [Action::RemoveFinalizer]);
+}
+
+#[test]
+fn a_transfer_between_nodes_out_of_sight_does_not_hold_a_deletion_up() {
+    let mut off = case("s2", "n1 1a 2b | n2 away | n3 1a† 2b†").being_deleted();
+    off.image = Some(image("n1 away | n2 away | n3 1a† 2b†").moving("n2", 2, Some(1)));
+    assert_eq!(off.actions(), [Action::RemoveFinalizer]);
+}
+
+#[test]
+fn what_was_deleted_while_its_node_was_away_is_not_bound_again() {
+    let back = case("s1", "n1 1a | n2 1a†");
+    assert_eq!(
+        back.reason(ConditionType::Taken),
+        (false, "Deleting".into())
+    );
+    assert!(back.actions().is_empty());
+    // Once it is removed there, the name is free.
+    assert_eq!(
+        takes(&case("s1", "n1 1a† | n2 1a†").actions()),
+        Some((1, None))
+    );
+}
+
+#[test]
+fn a_name_that_stands_for_another_number_is_not_bound_to_the_one_asked_for() {
+    let mut other = case("s1", "n1 1a 5e | n2");
+    other.spec.number = Some(5);
+    assert_eq!(
+        other.reason(ConditionType::Stalled),
+        (true, "NumberBound".into())
+    );
+    assert_eq!(other.being_deleted().actions(), [Action::RemoveFinalizer]);
 }
