@@ -49,6 +49,7 @@ impl AuditLog {
 #[ignore = "needs the test cluster to itself"]
 async fn an_idle_minute_with_three_images_sees_no_write_but_leases() -> Outcome {
     alone("idle", async |s| {
+        let mut log = AuditLog::open(s).await?;
         s.target(json!({"nodes": selecting(&NODES)})).await?;
         for primary in NODES {
             let image = format!("on-{primary}");
@@ -60,7 +61,10 @@ async fn an_idle_minute_with_three_images_sees_no_write_but_leases() -> Outcome 
         for primary in NODES {
             s.replicated(&format!("on-{primary}")).await?;
         }
-        let mut log = AuditLog::open(s).await?;
+        assert!(
+            !log.product_writes()?.is_empty(),
+            "the log does not show the product's writes"
+        );
         let mut quiet_since = Instant::now();
         within(Duration::from_secs(120), "ten quiet seconds", async || {
             let writes = log.product_writes()?;

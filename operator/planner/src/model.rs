@@ -422,7 +422,7 @@ impl ImageFacts {
 
 /// Within this time after a transfer has succeeded its snapshot is in the inventory; if not, it was
 /// removed again. Longer than two clocks of one cluster differ.
-const INVENTORY_FOLLOWS: SignedDuration = SignedDuration::from_secs(10);
+pub(crate) const INVENTORY_FOLLOWS: SignedDuration = SignedDuration::from_secs(10);
 
 /// The pool of a node, when its agent answers and the pool can be used.
 ///

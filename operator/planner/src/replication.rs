@@ -9,7 +9,8 @@ use jiff::Timestamp;
 
 use crate::lineage::Route;
 use crate::model::{
-    Agent, ImageFacts, ImageKey, Inventory, NodeName, Record, SnapshotNumber, Tombstone, Transfer,
+    Agent, INVENTORY_FOLLOWS, ImageFacts, ImageKey, Inventory, NodeName, Record, SnapshotNumber,
+    Tombstone, Transfer, TransferEnd,
 };
 use crate::replica::{self, Standing, Wanted};
 use crate::selection::{Limits, Selection, select};
@@ -141,15 +142,28 @@ fn candidate<'a>(
                 });
             }
             Standing::Failed(_, until) => {
-                *wake_at = Some(wake_at.map_or(until, |other| other.min(until)));
+                *wake_at = earliest(*wake_at, until);
+                return None;
+            }
+            Standing::Moving(transfer) => {
+                // One that has succeeded, and that the inventory does not show by then, was
+                // removed in the meantime: nothing else would have it sent again.
+                let shown = |end: &TransferEnd| end.at.checked_add(INVENTORY_FOLLOWS).ok();
+                if let Some(by) = transfer.end.as_ref().and_then(shown) {
+                    *wake_at = earliest(*wake_at, by);
+                }
                 return None;
             }
             // One that the source lost keeps nothing newer from going.
             Standing::Waiting(_) => {}
-            Standing::Unseen(_) | Standing::Moving(_) | Standing::Broken(_) => return None,
+            Standing::Unseen(_) | Standing::Broken(_) => return None,
         }
     }
     None
+}
+
+fn earliest(known: Option<Timestamp>, other: Timestamp) -> Option<Timestamp> {
+    Some(known.map_or(other, |known| known.min(other)))
 }
 
 impl Candidate<'_> {

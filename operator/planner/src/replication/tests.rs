@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{plan as plan_all, *};
-use crate::model::{Attempt, Ended, Refusal};
+use crate::model::{Attempt, Ended, Refusal, TransferEnd};
 use crate::notation::{at, facts, inventory, target};
 
 const WIDE: ClusterLimits = ClusterLimits {
@@ -179,6 +179,20 @@ fn a_failed_transfer_waits_for_its_time_and_then_goes() {
         "{waiting:?}"
     );
     let woken = plan(&[failed], WIDE, waiting.wake_at.unwrap());
+    assert_eq!(woken.starts.len(), 1);
+}
+
+#[test]
+fn what_arrived_and_was_removed_at_once_is_sent_again_without_another_event() {
+    let mut removed = job("n1 1a | n2");
+    removed.facts = removed.facts.moving("n2", 1, None);
+    removed.facts.transfers[0].end = Some(TransferEnd {
+        at: at(100),
+        outcome: Ok(()),
+    });
+    let waiting = plan(std::slice::from_ref(&removed), WIDE, at(101));
+    assert_eq!(waiting.starts, []);
+    let woken = plan(&[removed], WIDE, waiting.wake_at.unwrap());
     assert_eq!(woken.starts.len(), 1);
 }
 
