@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 
-/// How long a whole handshake may take.
+/// How long a source may take to say who it is, or to take in that it is refused.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How often each end gives a sign of life.
@@ -123,7 +123,10 @@ impl RawFrame {
     }
 }
 
-async fn message(from: &mut (impl AsyncRead + Unpin)) -> Result<(Preface, Vec<u8>)> {
+async fn message(
+    from: &mut (impl AsyncRead + Unpin),
+    limit: Duration,
+) -> Result<(Preface, Vec<u8>)> {
     let read = async {
         let mut preface = [0; PREFACE_LEN];
         fill(from, &mut preface, &|| {}).await?;
@@ -132,26 +135,25 @@ async fn message(from: &mut (impl AsyncRead + Unpin)) -> Result<(Preface, Vec<u8
         fill(from, &mut body, &|| {}).await?;
         Ok((preface, body))
     };
-    tokio::time::timeout(HANDSHAKE, read)
-        .await
-        .unwrap_or_else(|_| {
-            let message = format!(
-                "no whole handshake message within {} s",
-                HANDSHAKE.as_secs()
-            );
-            Err(Error::refused(Reason::TransferStalled, message))
-        })
+    tokio::time::timeout(limit, read).await.unwrap_or_else(|_| {
+        let message = format!("no whole handshake message within {} s", limit.as_secs());
+        Err(Error::refused(Reason::TransferStalled, message))
+    })
 }
 
 /// Reads what a source says first.
 pub(crate) async fn read_hello(from: &mut (impl AsyncRead + Unpin)) -> Result<Hello> {
-    let (preface, body) = message(from).await?;
+    let (preface, body) = message(from, HANDSHAKE).await?;
     Hello::decode(preface, &body).map_err(|error| broken(&error))
 }
 
-/// Reads how a receiver answers.
-pub(crate) async fn read_answer(from: &mut (impl AsyncRead + Unpin)) -> Result<Answer> {
-    let (preface, body) = message(from).await?;
+/// Reads how a receiver answers, which may take up to `limit`: it makes a place for the snapshot
+/// first, durably, and its disk may be busy.
+pub(crate) async fn read_answer(
+    from: &mut (impl AsyncRead + Unpin),
+    limit: Duration,
+) -> Result<Answer> {
+    let (preface, body) = message(from, limit).await?;
     Answer::decode(preface, &body).map_err(|error| broken(&error))
 }
 

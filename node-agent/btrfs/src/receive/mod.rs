@@ -12,10 +12,11 @@
 //!
 //! [`Receiver::run`] makes the partial and carries out the stream's commands in their order, which
 //! matters: writing to a file takes its capabilities away, changing a directory its times.
-//! [`Received::finish`] then makes all data durable, marks the partial with the identity of its
-//! content, and takes one read-only snapshot of it under the final name: content, name, flag and
-//! mark become durable together, or not at all. Until then nothing but the partial can be seen,
-//! and when any of it fails, or the [`Received`] is dropped, the partial is deleted.
+//! [`Received::sync`] then makes all data durable, which takes its time; [`Received::finish`] marks
+//! the partial with the identity of its content, and takes one read-only snapshot of it under the
+//! final name: content, name, flag and mark become durable together, or not at all. Until then
+//! nothing but the partial can be seen, and when any of it fails, or the [`Received`] is dropped,
+//! the partial is deleted.
 //!
 //! # What a stream does not say
 //!
@@ -207,8 +208,17 @@ impl Received<'_> {
         self.bytes
     }
 
-    /// Makes all data durable, and then the read-only snapshot `name` of it, which is durable when
-    /// this returns. The partial is deleted, whether or not this succeeds.
+    /// Makes all data durable, so that [`Received::finish`] has none left to wait for.
+    ///
+    /// # Errors
+    /// Data could not be written back; the partial is deleted.
+    pub fn sync(mut self) -> Result<Self, ReceiveError> {
+        std::mem::take(&mut self.files).sync(self.partial.subvolume.as_fd())?;
+        Ok(self)
+    }
+
+    /// Makes what data is not so yet durable, and then the read-only snapshot `name` of it, which is
+    /// durable when this returns. The partial is deleted, whether or not this succeeds.
     ///
     /// # Errors
     /// Data could not be written back; there is something called `name`, which stays as it is; a

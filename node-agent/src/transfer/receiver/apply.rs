@@ -61,9 +61,13 @@ impl Arriving {
             .collect();
         let partial = number.partial_name();
         let received = Receiver::new(image.as_fd(), partial.as_bytes(), &bases)
-            .run(&mut *blocks, |_| match self.ticket.asked_to_stop() {
-                Some(_) => ControlFlow::Break(()),
-                None => ControlFlow::Continue(()),
+            .run(&mut *blocks, |progress| {
+                self.applied.store(progress.bytes, Ordering::Relaxed);
+                self.movement.moved();
+                match self.ticket.asked_to_stop() {
+                    Some(_) => ControlFlow::Break(()),
+                    None => ControlFlow::Continue(()),
+                }
             })
             .map_err(Error::receive(image.at(number)))?;
         blocks.expect_end()?;
@@ -74,6 +78,8 @@ impl Arriving {
         }
         self.finishing.store(true, Ordering::Relaxed);
         self.movement.be_patient(link::FINISHING);
+        // This may take minutes: nobody else is to wait for the image meanwhile.
+        let received = received.sync().map_err(Error::receive(image.at(number)))?;
         let _alone = images.alone_blocking(image.id());
         // The tombstone of a snapshot that was deleted meanwhile forbids it to appear.
         arrival::judge(image, meta, number, identity, announced.parent)?;

@@ -31,6 +31,8 @@ pub(super) struct Arriving {
     pub(super) movement: Movement,
     /// Raw bytes that were received and checked.
     pub(super) received: AtomicU64,
+    /// Raw bytes whose commands were carried out.
+    pub(super) applied: AtomicU64,
     /// Whether all has come and is being made durable.
     pub(super) finishing: AtomicBool,
     /// Buffers to read frames into again.
@@ -43,6 +45,7 @@ impl Arriving {
             ticket,
             movement: Movement::new(stall),
             received: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
             finishing: AtomicBool::new(false),
             spare: Mutex::default(),
         })
@@ -146,10 +149,10 @@ impl Arriving {
             tick.tick().await;
             let received = self.received.load(Ordering::Relaxed);
             let finishing = self.finishing.load(Ordering::Relaxed);
-            let phase = if finishing {
-                Phase::Finishing
-            } else {
-                Phase::Data
+            // One block can keep the disk busy for long: what was carried out of it is progress.
+            let (phase, done) = match finishing {
+                true => (Phase::Finishing, 0),
+                false => (Phase::Data, self.applied.load(Ordering::Relaxed)),
             };
             let mut frames = Vec::new();
             // Nothing is durable by itself before the snapshot is: an attempt starts over.
@@ -158,7 +161,6 @@ impl Arriving {
                 durable: 0,
             })
             .encode(&mut frames);
-            let done = if finishing { 0 } else { received };
             Frame::Heartbeat(Heartbeat {
                 phase,
                 done,

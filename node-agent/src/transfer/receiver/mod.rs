@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use icbd_btrfs::{SnapshotNumber, Subvolume};
 use icbd_wire::control::Reason;
-use icbd_wire::data::{Answer, CodecSet, Failure, FailureCode, Position};
+use icbd_wire::data::{Answer, CodecSet, Failure, FailureCode, Hello, Position, Welcome};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use self::converse::Arriving;
@@ -68,13 +69,10 @@ impl Transfers {
         if let Some(total) = hello.expected_raw {
             ticket.set_total(total);
         }
-        let welcome = hello
-            .welcome(CodecSet::ALL, Position::START)
-            .map_err(|error| link::broken(&error));
-        let welcome = match welcome {
+        let welcome = match welcome(&mut stream, &hello).await {
             Ok(welcome) => welcome,
             Err(error) => {
-                refuse(&mut stream, &error).await;
+                self.give_up(place, announced).await;
                 return Err(error);
             }
         };
@@ -86,9 +84,6 @@ impl Transfers {
             .unwrap_or_default();
         ticket.start(codec);
         tracing::info!("receiving");
-        let mut answer = Vec::new();
-        Answer::Welcome(welcome).encode(&mut answer);
-        link::write(&mut stream, &answer).await?;
         Arriving::new(Arc::clone(ticket), self.0.stall)
             .run(stream, welcome, place, announced, self.0.images.clone())
             .await
@@ -125,4 +120,37 @@ impl Transfers {
             })
             .await
     }
+
+    /// Clears a place that nothing will come to.
+    async fn give_up(&self, place: Place, announced: Announced) {
+        let Announced { image, number, .. } = announced;
+        let cleared = self
+            .0
+            .images
+            .proceed(&image, move |_| {
+                arrival::give_up(&place.image, &place.meta, number)
+            })
+            .await;
+        if let Err(error) = cleared {
+            tracing::error!(%error, "cannot clear the place of the snapshot");
+        }
+    }
+}
+
+/// Tells the source to begin, and how.
+async fn welcome(stream: &mut TcpStream, hello: &Hello) -> Result<Welcome> {
+    let welcome = hello
+        .welcome(CodecSet::ALL, Position::START)
+        .map_err(|error| link::broken(&error));
+    let welcome = match welcome {
+        Ok(welcome) => welcome,
+        Err(error) => {
+            refuse(stream, &error).await;
+            return Err(error);
+        }
+    };
+    let mut answer = Vec::new();
+    Answer::Welcome(welcome).encode(&mut answer);
+    link::write(stream, &answer).await?;
+    Ok(welcome)
 }

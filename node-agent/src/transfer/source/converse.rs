@@ -63,7 +63,7 @@ impl Connection<'_> {
         sending: &Mutex<Sending>,
     ) -> Result<()> {
         let mut body = Vec::new();
-        let mut heartbeat = None;
+        let mut beat = None;
         loop {
             // A sign of life alone is not progress: only what changes counts.
             let raw = RawFrame::read(from, body, &|| {}).await?;
@@ -77,12 +77,13 @@ impl Connection<'_> {
                 match frame {
                     Frame::Done(_) => return Ok(()),
                     Frame::Abort(failure) => return Err(link::heard(&failure)),
-                    Frame::Heartbeat(now) => {
-                        let finishing = |beat: &Heartbeat| beat.phase == Phase::Finishing;
-                        if finishing(&now) && !heartbeat.as_ref().is_some_and(finishing) {
+                    Frame::Heartbeat(Heartbeat { phase, done, .. }) => {
+                        let last = beat.replace((phase, done));
+                        let was = last.map(|(phase, _)| phase);
+                        if phase == Phase::Finishing && was != Some(phase) {
                             self.movement.be_patient(link::FINISHING);
                         }
-                        if heartbeat.replace(now) != Some(now) {
+                        if last != beat {
                             self.movement.moved();
                         }
                     }
@@ -115,10 +116,14 @@ impl Connection<'_> {
                         continue;
                     }
                 },
-                _ = tick.tick() => Ok(self.heartbeat()),
+                _ = tick.tick() => {
+                    // Our own sign of life moves nothing.
+                    self.write(to, &self.heartbeat(), &|| {}).await?;
+                    continue;
+                }
             };
             match next {
-                Ok(frame) => self.write(to, &frame).await?,
+                Ok(frame) => self.write(to, &frame, &|| self.movement.moved()).await?,
                 Err(error) => {
                     let mut abort = Vec::new();
                     Frame::Abort(link::told(&error)).encode(&mut abort);
@@ -142,7 +147,13 @@ impl Connection<'_> {
         frame
     }
 
-    async fn write(&self, to: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<()> {
+    /// Writes a frame within the bandwidth limit; `moved` is told of each piece of it.
+    async fn write(
+        &self,
+        to: &mut (impl AsyncWrite + Unpin),
+        frame: &[u8],
+        moved: &impl Fn(),
+    ) -> Result<()> {
         let piece = self
             .bucket
             .as_ref()
@@ -150,14 +161,14 @@ impl Connection<'_> {
         for part in frame.chunks(piece) {
             if let Some(bucket) = self.bucket {
                 // Waiting for our own limit is not the receiver's doing.
-                self.movement.moved();
+                moved();
                 bucket.pass(part.len()).await;
             }
             link::write(to, part).await?;
             self.ticket
                 .sent
                 .fetch_add(part.len() as u64, Ordering::Relaxed);
-            self.movement.moved();
+            moved();
         }
         Ok(())
     }

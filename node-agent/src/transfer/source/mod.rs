@@ -136,7 +136,7 @@ impl Transfers {
             .flatten();
         let mut stream = ticket.unless_stopped(net::dial(order.receiver)).await?;
         let hello = order.hello(ticket.id, expected)?;
-        let greeting = greet(&mut stream, &hello, &ticket);
+        let greeting = greet(&mut stream, &hello, &ticket, stall);
         let Some(welcome) = ticket.unless_stopped(greeting).await? else {
             tracing::info!("the receiver has the snapshot already");
             return Ok(());
@@ -217,14 +217,19 @@ impl Order {
 }
 
 /// Opens the conversation; `None` if the receiver has the snapshot already.
-async fn greet(stream: &mut TcpStream, hello: &Hello, ticket: &Ticket) -> Result<Option<Welcome>> {
+async fn greet(
+    stream: &mut TcpStream,
+    hello: &Hello,
+    ticket: &Ticket,
+    stall: Duration,
+) -> Result<Option<Welcome>> {
     let mut message = Vec::new();
     hello.encode(&mut message);
     link::write(stream, &message).await?;
     ticket
         .sent
         .fetch_add(message.len() as u64, Ordering::Relaxed);
-    match link::read_answer(stream).await? {
+    match link::read_answer(stream, stall).await? {
         Answer::Welcome(welcome) => {
             hello
                 .check(&welcome)
