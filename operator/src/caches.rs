@@ -280,30 +280,49 @@ where
     }
 }
 
-/// Fills a store and keeps it true; names every object that came, changed or went.
-async fn mirror<K>(api: Api<K>, writer: Writer<K>, mut touched: impl FnMut(&K))
+/// Fills a store and keeps it true; names every object that came, changed or went. Of a kind that
+/// is no more there are no objects: whoever deletes the kinds waits for others' finalizers.
+async fn mirror<K>(api: Api<K>, mut writer: Writer<K>, mut touched: impl FnMut(&K))
 where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static,
 {
     let store = writer.as_reader();
     let events = watcher(api, watcher::Config::default())
         .default_backoff()
-        .modify(|object| object.managed_fields_mut().clear())
-        .reflect(writer);
+        .modify(|object| object.managed_fields_mut().clear());
     let mut events = std::pin::pin!(events);
-    let mut before = Vec::new();
     while let Some(event) = events.next().await {
+        let event = event.or_else(|error| {
+            warn!(%error, kind = %K::kind(&()), "cannot watch");
+            if !is_gone(&error) {
+                return Err(error);
+            }
+            writer.apply_watcher_event(&watcher::Event::Init);
+            Ok(watcher::Event::InitDone)
+        });
+        let Ok(event) = event else { continue };
+        let before = match event {
+            watcher::Event::InitDone => store.state(),
+            _ => Vec::new(),
+        };
+        writer.apply_watcher_event(&event);
         match event {
-            Ok(watcher::Event::Init) => before = store.state(),
-            Ok(watcher::Event::InitApply(_)) => {}
-            Ok(watcher::Event::InitDone) => {
+            watcher::Event::Init | watcher::Event::InitApply(_) => {}
+            watcher::Event::InitDone => {
                 before
-                    .drain(..)
+                    .into_iter()
                     .chain(store.state())
                     .for_each(|object| touched(&object));
             }
-            Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => touched(&object),
-            Err(error) => warn!(%error, kind = %K::kind(&()), "cannot watch"),
+            watcher::Event::Apply(object) | watcher::Event::Delete(object) => touched(&object),
         }
     }
+}
+
+/// Whether the API server does not know the kind.
+fn is_gone(error: &watcher::Error) -> bool {
+    matches!(
+        error,
+        watcher::Error::InitialListFailed(kube::Error::Api(answer)) if answer.code == 404
+    )
 }

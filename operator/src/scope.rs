@@ -1,9 +1,12 @@
 //! Whether what an object lives in is being deleted. Asked of the API server and not of a cache,
 //! and only for objects that are being deleted themselves: data depends on it.
 
+use std::fmt::Debug;
+
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Client, CustomResourceExt, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 
 /// Whether the object is being deleted because its namespace or its CRD is.
 ///
@@ -17,13 +20,24 @@ where
         return Ok(false);
     }
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let crd = crds.get_opt(K::crd_name()).await?;
+    let crd = get(&crds, K::crd_name()).await?;
     if crd.is_none_or(|crd| crd.metadata.deletion_timestamp.is_some()) {
         return Ok(true);
     }
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let namespace = namespaces
-        .get_opt(&object.namespace().unwrap_or_default())
-        .await?;
+    let namespace = get(&namespaces, &object.namespace().unwrap_or_default()).await?;
     Ok(namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()))
+}
+
+/// An object, if there is one, and its kind: of a kind that is no more the API server says 404 in
+/// words that are no Kubernetes status.
+pub(crate) async fn get<K>(api: &Api<K>, name: &str) -> kube::Result<Option<K>>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    match api.get(name).await {
+        Ok(object) => Ok(Some(object)),
+        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
 }

@@ -10,7 +10,7 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::caches::image_key;
 use crate::facts::Sight;
-use crate::scope::scope_terminating;
+use crate::scope::{get, scope_terminating};
 
 pub(super) struct Seen {
     pub(super) object: Arc<Snapshot>,
@@ -60,7 +60,7 @@ async fn keeps_data(
     }
     let images: Api<VMImage> =
         Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
-    let image = images.get_opt(&object.spec.image).await?;
+    let image = get(&images, &object.spec.image).await?;
     Ok(image.is_none_or(|image| {
         image.metadata.deletion_timestamp.is_some()
             || seen.is_none_or(|seen| seen.metadata.uid != image.metadata.uid)
