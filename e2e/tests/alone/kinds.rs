@@ -22,12 +22,20 @@ async fn deleting_the_kinds_with_a_node_away_hangs_nowhere_and_leaves_all_data()
         let guarded = |image: &VMImage| !image.finalizers().is_empty();
         s.until(&s.images(), "disk", "guarded by its finalizer", guarded)
             .await?;
-        s.cluster.stop("node-3").await?;
-        let kinds = ["vmimages", "snapshots", "replicationtargets"]
+        let kinds = ["replicationtargets", "vmimages", "snapshots"]
             .map(|kind| format!("{kind}.{}", icbd_crds::names::GROUP));
-        let mut delete = vec!["delete", "crd", "--timeout=120s"];
-        delete.extend(kinds.iter().map(String::as_str));
-        s.cluster.kubectl(&delete).await?;
+        let delete = ["delete", "crd", "--timeout=120s"];
+        // Nothing holds targets back. Who leads from now on meets a kind that is no more, and has
+        // to let go of the others all the same.
+        s.cluster
+            .kubectl(&[&delete[..], &[&kinds[0]]].concat())
+            .await?;
+        let leader = s.cluster.leader().await?;
+        s.cluster.kill(&leader).await?;
+        s.cluster.stop("node-3").await?;
+        s.cluster
+            .kubectl(&[&delete[..], &[&kinds[1], &kinds[2]]].concat())
+            .await?;
         s.numbers_become("disk", &["node-1", "node-2"], &[1, 2])
             .await?;
         s.cluster.start("node-3").await?;
