@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::conditions::{Verdict, merge, not_ready, stamp};
 use crate::model::{ImageFacts, Inventory, NodeName, Refusal, SnapshotNumber};
-use crate::replica::{Standing, Wanted, assess};
+use crate::replica::{Standing, Wanted, assess, row_name};
 use crate::replication::WantedSnapshot;
 use crate::selection::{Selection, select};
 use crate::snapshot::live_obstacle;
@@ -237,10 +237,6 @@ pub fn status(facts: &Facts<'_>, adopted: bool, now: Timestamp) -> VMImageStatus
     };
     shorten(&mut status.replicas);
     status
-}
-
-fn row_name(node: &NodeName) -> String {
-    format!("node/{node}")
 }
 
 fn row<'a>(

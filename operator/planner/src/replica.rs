@@ -19,6 +19,11 @@ pub struct Wanted<'a> {
     pub identity: &'a str,
 }
 
+/// The name of a node's row in statuses.
+pub(crate) fn row_name(node: &NodeName) -> String {
+    format!("node/{node}")
+}
+
 /// Where a snapshot stands on a replica.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Standing<'a> {

@@ -5,13 +5,8 @@ use jiff::Timestamp;
 
 use crate::conditions::stamp;
 use crate::model::{ImageFacts, NodeName, SnapshotNumber, Transfer};
-use crate::replica::{Standing, Wanted, assess};
+use crate::replica::{Standing, Wanted, assess, row_name};
 use crate::selection::Selection;
-
-/// The name of a node's row.
-pub(crate) fn row_name(node: &NodeName) -> String {
-    format!("node/{node}")
-}
 
 /// The rows of all wanted replicas, in order of their nodes.
 pub(super) fn rows(
