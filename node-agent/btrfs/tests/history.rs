@@ -285,7 +285,12 @@ impl History {
                 fs::create_dir(&path)?;
                 fs::write(path.join(self.name()), self.data())
             }
-            false => fs::write(&path, self.data()),
+            // Moved onto another of its names it is still there, and may be a fifo.
+            false => OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(&path)?
+                .write_all_at(&self.data(), 0),
         }
     }
 

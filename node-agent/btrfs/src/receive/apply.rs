@@ -15,7 +15,7 @@ use crate::subvolume::Subvolume;
 
 /// Applies commands to one partial.
 pub(super) struct Applier<'a> {
-    tree: Tree<'a>,
+    tree: Tree,
     files: Files,
     decoder: Decoder,
     /// The root directory's times as the stream has last said them, or as they were before it.
@@ -23,17 +23,28 @@ pub(super) struct Applier<'a> {
     /// Identity of what is being received, by which it names itself as a clone source.
     uuid: Uuid,
     bases: &'a [Base<'a>],
+    announcements: Announcements,
+}
+
+/// What UPDATE_EXTENT means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Announcements {
+    /// The stream was made without file data, and is refused.
+    Refused,
+    /// The range's data and holes follow as commands of their own, and the file reaches to its end.
+    Kept,
 }
 
 impl<'a> Applier<'a> {
     pub(super) fn new(
-        partial: &'a Subvolume,
+        partial: &Subvolume,
         uuid: Uuid,
         bases: &'a [Base<'a>],
+        announcements: Announcements,
     ) -> Result<Applier<'a>, Refusal> {
         let stat = rustix::fs::fstat(partial).map_err(Refusal::system("look at the subvolume"))?;
         Ok(Applier {
-            tree: Tree::new(partial.as_fd()),
+            tree: Tree::new(partial.try_clone()?),
             files: Files::default(),
             decoder: Decoder::default(),
             root_times: Timestamps {
@@ -48,11 +59,13 @@ impl<'a> Applier<'a> {
             },
             uuid,
             bases,
+            announcements,
         })
     }
 
-    pub(super) fn into_files(self) -> Files {
-        self.files
+    /// The files that were written to and may not be durable yet.
+    pub(super) fn files(&mut self) -> &mut Files {
+        &mut self.files
     }
 
     /// Carries out one command.
@@ -119,7 +132,17 @@ impl<'a> Applier<'a> {
                 source_offset,
                 ..
             } => self.clone((path, offset), (source, source_path, source_offset), length),
-            Command::UpdateExtent { .. } => Err(Refusal::NoFileData),
+            Command::UpdateExtent { .. } if self.announcements == Announcements::Refused => {
+                Err(Refusal::NoFileData)
+            }
+            Command::UpdateExtent {
+                path,
+                offset,
+                length,
+            } => self
+                .files
+                .open(self.tree.node(path)?, path)?
+                .reach(offset + length),
         }
     }
 
@@ -152,9 +175,9 @@ impl<'a> Applier<'a> {
     }
 
     fn rename(&mut self, path: TreePath<'_>, to: TreePath<'_>) -> Result<(), Refusal> {
+        self.tree.forget_names();
         let (old_dir, old_name) = self.tree.place(path)?;
         let (new_dir, new_name) = self.tree.place(to)?;
-        self.tree.forget_names();
         rustix::fs::renameat(&old_dir, old_name, &new_dir, new_name)
             .map_err(Refusal::system("rename it"))
     }
@@ -167,8 +190,8 @@ impl<'a> Applier<'a> {
     }
 
     fn remove(&mut self, path: TreePath<'_>, flags: AtFlags) -> Result<(), Refusal> {
-        let (dir, name) = self.tree.place(path)?;
         self.tree.forget_names();
+        let (dir, name) = self.tree.place(path)?;
         rustix::fs::unlinkat(&dir, name, flags).map_err(Refusal::system("remove it"))
     }
 
@@ -228,7 +251,7 @@ impl<'a> Applier<'a> {
 
     /// New objects are made in the root directory, under names that they do not keep. That changes
     /// its times, and where nothing else changed in it the stream does not set them right again.
-    fn settle_root_times(&mut self) -> Result<(), Refusal> {
+    pub(super) fn settle_root_times(&mut self) -> Result<(), Refusal> {
         set_times(self.tree.node(TreePath::ROOT)?, &self.root_times)
     }
 

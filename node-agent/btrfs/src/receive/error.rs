@@ -44,6 +44,15 @@ pub enum ReceiveError {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// What has come so far could not be kept, or not be gone on from.
+    #[error("cannot make or take up a checkpoint: {0}")]
+    Checkpoint(#[source] Error),
+    /// The same, for a reason inside the tree.
+    #[error("cannot make or take up a checkpoint: {0}")]
+    Settle(#[source] Refusal),
+    /// The subvolume given is not the one that the checkpoint's record speaks of.
+    #[error("the checkpoint {0} is not there")]
+    OtherCheckpoint(Uuid),
     /// All is there, and could not be made a snapshot.
     #[error("cannot finish the snapshot: {0}")]
     Finish(#[source] Error),
@@ -65,23 +74,21 @@ impl ReceiveError {
         }
     }
 
+    pub(super) fn settle(refusal: Refusal) -> Self {
+        Self::Settle(refusal)
+    }
+
     /// The kernel's error number, where the kernel is who refused.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Command {
-                refusal: Refusal::System { errno, .. },
-                ..
-            }
-            | Self::Sync { errno, .. } => Some(*errno),
-            Self::Command {
-                refusal: Refusal::Subvolume(error),
-                ..
-            }
-            | Self::Finish(error) => error.errno(),
-            Self::NoStream | Self::Stream(_) | Self::Command { .. } | Self::Cancelled { .. } => {
-                None
-            }
+            Self::Sync { errno, .. } => Some(*errno),
+            Self::Command { refusal, .. } | Self::Settle(refusal) => refusal.errno(),
+            Self::Checkpoint(error) | Self::Finish(error) => error.errno(),
+            Self::NoStream
+            | Self::Stream(_)
+            | Self::Cancelled { .. }
+            | Self::OtherCheckpoint(_) => None,
         }
     }
 }
@@ -144,6 +151,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::System { errno, .. } => Some(*errno),
+            Self::Subvolume(error) => error.errno(),
+            _ => None,
+        }
+    }
+
     pub(super) fn system(doing: &'static str) -> impl FnOnce(Errno) -> Self {
         move |errno| Self::System { doing, errno }
     }

@@ -70,7 +70,7 @@ impl Files {
     /// A write-back error is told once to every descriptor that was open when it happened, so the
     /// descriptors that data was written through are asked. Of the files that could not be held,
     /// the file system as a whole is asked: `root` has been open since before the first write.
-    pub(super) fn sync(self, root: BorrowedFd<'_>) -> Result<(), ReceiveError> {
+    pub(super) fn sync(&mut self, root: BorrowedFd<'_>) -> Result<(), ReceiveError> {
         for file in &self.held {
             rustix::fs::fsync(&file.fd).map_err(|errno| {
                 let path = file.path.escape_ascii().to_string();
@@ -83,6 +83,7 @@ impl Files {
                 errno,
             })?;
         }
+        *self = Self::default();
         Ok(())
     }
 }
@@ -120,6 +121,15 @@ impl File {
         }
         sys::start_write_back(self.fd.as_fd(), self.written.start, length)
             .map_err(Refusal::system("start writing it back"))
+    }
+
+    /// Makes the file at least `size` bytes long.
+    pub(super) fn reach(&self, size: u64) -> Result<(), Refusal> {
+        let stat = rustix::fs::fstat(&self.fd).map_err(Refusal::system("look at it"))?;
+        if stat.st_size.cast_unsigned() < size {
+            self.truncate(size)?;
+        }
+        Ok(())
     }
 
     pub(super) fn truncate(&self, size: u64) -> Result<(), Refusal> {
@@ -175,13 +185,7 @@ impl File {
     ) -> Result<(), Refusal> {
         let (mut at, end) = (source_offset, source_offset + length);
         let target = |at: u64| offset + (at - source_offset);
-        if rustix::fs::fstat(&self.fd)
-            .map_err(Refusal::system("look at it"))?
-            .st_size
-            < target(end).cast_signed()
-        {
-            self.truncate(target(end))?;
-        }
+        self.reach(target(end))?;
         let mut buffer = vec![0; COPY_BUFFER];
         while at < end {
             let data = seek(source, SeekFrom::Data(at))?.unwrap_or(end).min(end);

@@ -10,13 +10,15 @@
 //!
 //! # How a snapshot comes to be
 //!
-//! [`Receiver::run`] makes the partial and carries out the stream's commands in their order, which
+//! [`Receiver::run`], for a stream as the kernel makes it, or [`Arriving`], for one that comes in
+//! blocks, makes the partial and carries out the stream's commands in their order, which
 //! matters: writing to a file takes its capabilities away, changing a directory its times.
 //! [`Received::sync`] then makes all data durable, which takes its time; [`Received::finish`] marks
 //! the partial with the identity of its content, and takes one read-only snapshot of it under the
 //! final name: content, name, flag and mark become durable together, or not at all. Until then
 //! nothing but the partial can be seen, and when any of it fails, or the [`Received`] is dropped,
-//! the partial is deleted.
+//! the partial is deleted. [`Arriving::checkpoint`] keeps what has come so far, so that another
+//! attempt can go on from there.
 //!
 //! # What a stream does not say
 //!
@@ -26,11 +28,13 @@
 //! do not carry them, and increments only their changes.
 
 mod apply;
+mod applying;
 mod decode;
 mod error;
 mod files;
 mod tree;
 
+use std::fmt;
 use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,9 +43,10 @@ use uuid::Uuid;
 
 pub use error::{ReceiveError, Refusal};
 
-use crate::stream::{Command, Reader};
-use crate::subvolume::{self, Access, Subvolume};
-use apply::Applier;
+use crate::stream::{BlockReader, Position, Problem, Reader, StreamError, Version};
+use crate::subvolume::Subvolume;
+use apply::Announcements;
+use applying::{Applying, Partial};
 use files::Files;
 
 /// A snapshot that the stream may build on: as its parent, or as a source of clones.
@@ -62,6 +67,15 @@ pub struct Progress {
     pub commands: u64,
 }
 
+impl Progress {
+    fn before(upcoming: Position) -> Self {
+        Self {
+            bytes: upcoming.offset,
+            commands: upcoming.command.saturating_sub(1),
+        }
+    }
+}
+
 /// Receives streams into one directory.
 #[derive(Clone, Copy, Debug)]
 pub struct Receiver<'a> {
@@ -80,8 +94,8 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    /// Receives one stream, up to its END command and no byte further. `progress` is called after
-    /// every command, and can break it off.
+    /// Receives one stream as the kernel makes it, up to its END command and no byte further.
+    /// `progress` is called after every command, and can break it off.
     ///
     /// # Errors
     /// The stream is refused, or the kernel refuses what it says; the partial is deleted then. One
@@ -92,84 +106,145 @@ impl<'a> Receiver<'a> {
         mut progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Received<'a>, ReceiveError> {
         let mut stream = Reader::begin(source)?.ok_or(ReceiveError::NoStream)?;
-        let position = stream.upcoming();
-        let first = stream.next_command()?.ok_or(ReceiveError::NoStream)?;
-        let (partial, content) = self
-            .begin(&first)
-            .map_err(ReceiveError::command(position, &first))?;
-        let mut applier = Applier::new(&partial.subvolume, content.uuid, self.bases)
-            .map_err(ReceiveError::command(position, &first))?;
+        let mut applying = Applying::new(*self, Announcements::Refused);
         loop {
             let position = stream.upcoming();
-            let done = Progress {
-                bytes: position.offset,
-                commands: position.command - 1,
-            };
+            let done = Progress::before(position);
             if progress(done).is_break() {
                 return Err(ReceiveError::Cancelled { bytes: done.bytes });
             }
-            let Some(command) = stream.next_command()? else {
-                let files = applier.into_files();
-                return Ok(Received {
-                    files,
-                    partial,
-                    content,
-                    bytes: done.bytes,
-                });
-            };
-            applier
-                .apply(&command)
-                .map_err(ReceiveError::command(position, &command))?;
+            match stream.next_command()? {
+                Some(command) => applying.command(position, &command)?,
+                None => return applying.end(done.bytes),
+            }
         }
     }
 
-    /// Makes the partial that the first command asks for.
-    fn begin(&self, first: &Command<'_>) -> Result<(Partial<'a>, Content), Refusal> {
-        let (name, uuid, ctransid, parent) = match *first {
-            Command::Subvol {
-                name,
-                uuid,
-                ctransid,
-            } => (name, uuid, ctransid, None),
-            Command::Snapshot {
-                name,
-                uuid,
-                ctransid,
-                clone_uuid,
-                ..
-            } => (name, uuid, ctransid, Some(clone_uuid)),
-            _ => return Err(Refusal::BeforeSubvolume),
-        };
-        if uuid.is_nil() {
-            return Err(Refusal::NilUuid);
+    /// Receives a stream block by block.
+    #[must_use]
+    pub fn begin(&self) -> Arriving<'a> {
+        Arriving {
+            applying: Applying::new(*self, Announcements::Kept),
+            stream: BlockReader::begin(),
         }
-        let subvolume = match parent {
-            None => subvolume::create(self.dir, self.partial)?,
-            Some(parent) => {
-                let base = self.bases.iter().find(|base| base.identity == parent);
-                let base = base.ok_or(Refusal::NoParent(parent))?;
-                subvolume::snapshot(base.subvolume, self.dir, self.partial, Access::Writable)?
-            }
-        };
-        let partial = Partial {
-            dir: self.dir,
-            name: self.partial,
-            subvolume,
-        };
-        if parent.is_none() {
-            tree::disinherit(partial.subvolume.as_fd())?;
-        }
-        let name = name.as_bytes().to_vec();
-        Ok((
-            partial,
-            Content {
-                name,
-                uuid,
-                stransid: ctransid,
-                parent,
-            },
-        ))
     }
+
+    /// Goes on where `checkpoint` was made, of which `subvolume` is what it kept.
+    ///
+    /// # Errors
+    /// It is not that subvolume; the partial cannot be made.
+    pub fn resume(
+        &self,
+        checkpoint: &Checkpoint,
+        subvolume: &Subvolume,
+    ) -> Result<Arriving<'a>, ReceiveError> {
+        Ok(Arriving {
+            applying: Applying::resume(*self, checkpoint, subvolume)?,
+            stream: BlockReader::resume(checkpoint.version, checkpoint.upcoming),
+        })
+    }
+}
+
+/// A snapshot while it arrives in blocks. Dropping it deletes what came; checkpoints stay.
+pub struct Arriving<'a> {
+    applying: Applying<'a>,
+    stream: BlockReader,
+}
+
+impl<'a> Arriving<'a> {
+    /// Carries out the next block of the stream: whole commands. `progress` is called after every
+    /// command, and can break it off.
+    ///
+    /// UPDATE_EXTENT is taken as the announcement of what follows: the data of the range by WRITE,
+    /// its holes by FALLOCATE.
+    ///
+    /// # Errors
+    /// The stream is refused, or the kernel refuses what it says. There is no going on then.
+    pub fn block(
+        &mut self,
+        mut block: &[u8],
+        mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(), ReceiveError> {
+        loop {
+            let before = self.stream.upcoming();
+            let Some(command) = self.stream.next_command(&mut block)? else {
+                return Ok(());
+            };
+            // The stream's header may have come before the command.
+            let position = before.max(Position::FIRST_COMMAND);
+            self.applying.command(position, &command)?;
+            let done = Progress::before(self.stream.upcoming());
+            if progress(done).is_break() {
+                return Err(ReceiveError::Cancelled { bytes: done.bytes });
+            }
+        }
+    }
+
+    /// Bytes of the stream that were carried out.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.stream.upcoming().offset
+    }
+
+    /// Keeps what has come so far as the read-only subvolume `name`, durable when this returns. The
+    /// caller records the answer; before that is durable too, the checkpoint counts for nothing.
+    /// `None` if nothing has come yet, or all.
+    ///
+    /// # Errors
+    /// Data could not be written back, and there is no going on; a call failed. The subvolume is
+    /// deleted then.
+    pub fn checkpoint(&mut self, name: &[u8]) -> Result<Option<Checkpoint>, ReceiveError> {
+        let Some(version) = self.stream.version() else {
+            return Ok(None);
+        };
+        if self.stream.is_ended() {
+            return Ok(None);
+        }
+        let kept = self.applying.keep(name)?;
+        Ok(kept.map(|(uuid, content)| Checkpoint {
+            uuid,
+            content,
+            version,
+            upcoming: self.stream.upcoming(),
+        }))
+    }
+
+    /// All blocks have come.
+    ///
+    /// # Errors
+    /// The stream has not ended.
+    pub fn end(self) -> Result<Received<'a>, ReceiveError> {
+        let bytes = self.bytes();
+        if !self.stream.is_ended() {
+            return Err(ReceiveError::Stream(StreamError {
+                position: self.stream.upcoming(),
+                command: None,
+                problem: Problem::Truncated,
+            }));
+        }
+        self.applying.end(bytes)
+    }
+}
+
+impl fmt::Debug for Arriving<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arriving")
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where an arriving snapshot can go on: what must be known of it beside the subvolume that keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The uuid of the subvolume.
+    pub uuid: Uuid,
+    /// What the stream said of itself.
+    pub content: Content,
+    /// The stream's version.
+    pub version: Version,
+    /// Where the stream goes on.
+    pub upcoming: Position,
 }
 
 /// What a stream says of itself.
@@ -213,7 +288,7 @@ impl Received<'_> {
     /// # Errors
     /// Data could not be written back; the partial is deleted.
     pub fn sync(mut self) -> Result<Self, ReceiveError> {
-        std::mem::take(&mut self.files).sync(self.partial.subvolume.as_fd())?;
+        self.files.sync(self.partial.subvolume.as_fd())?;
         Ok(self)
     }
 
@@ -225,7 +300,7 @@ impl Received<'_> {
     /// call failed.
     pub fn finish(self, name: &[u8]) -> Result<Subvolume, ReceiveError> {
         let Received {
-            files,
+            mut files,
             partial,
             content,
             bytes: _,
@@ -236,23 +311,6 @@ impl Received<'_> {
             .set_received(content.uuid, content.stransid)
             .map_err(ReceiveError::Finish)?;
         // This commits a transaction, and the mark and all metadata with it.
-        subvolume::snapshot(subvolume, partial.dir, name, Access::ReadOnly)
-            .map_err(ReceiveError::Finish)
-    }
-}
-
-/// The writable subvolume that a stream is applied to; it goes when this does.
-#[derive(Debug)]
-struct Partial<'a> {
-    dir: BorrowedFd<'a>,
-    name: &'a [u8],
-    subvolume: Subvolume,
-}
-
-impl Drop for Partial<'_> {
-    fn drop(&mut self) {
-        // What cannot be deleted now is still called a partial, and found as one later.
-        let _ = subvolume::delete(self.dir, self.name);
-        let _ = subvolume::sync_dir(self.dir);
+        partial.become_snapshot(name).map_err(ReceiveError::Finish)
     }
 }

@@ -9,9 +9,11 @@ use rustix::io::Errno;
 
 use super::Refusal;
 use crate::stream::TreePath;
+use crate::subvolume::Subvolume;
 
 /// A file, directory or whatever else stands at a path: open as a place (`O_PATH`), which has no
 /// effect on it even if it is a device or a fifo.
+#[derive(Debug)]
 pub(super) struct Node {
     pub(super) fd: OwnedFd,
     pub(super) ino: u64,
@@ -89,41 +91,45 @@ impl AsFd for Directory<'_> {
 }
 
 /// The subvolume that the stream is applied to.
-pub(super) struct Tree<'a> {
-    root: BorrowedFd<'a>,
+#[derive(Debug)]
+pub(super) struct Tree {
+    root: Subvolume,
     /// The node used last, for the commands about one path come in a row. Goes whenever a name
     /// may come to mean something else.
     last: Option<(Vec<u8>, Node)>,
 }
 
-impl<'a> Tree<'a> {
-    pub(super) fn new(root: BorrowedFd<'a>) -> Tree<'a> {
+impl Tree {
+    pub(super) fn new(root: Subvolume) -> Tree {
         Tree { root, last: None }
     }
 
-    pub(super) fn root(&self) -> BorrowedFd<'a> {
-        self.root
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     /// What stands at `path`.
     pub(super) fn node(&mut self, path: TreePath<'_>) -> Result<&Node, Refusal> {
         let last = match self.last.take() {
             Some(last) if last.0 == path.as_bytes() => last,
-            _ => (path.as_bytes().to_vec(), Node::open(self.root, path)?),
+            _ => (
+                path.as_bytes().to_vec(),
+                Node::open(self.root.as_fd(), path)?,
+            ),
         };
         Ok(&self.last.insert(last).1)
     }
 
     /// The directory that `path` stands in, and its name there.
-    pub(super) fn place<'p>(
-        &self,
+    pub(super) fn place<'t, 'p>(
+        &'t self,
         path: TreePath<'p>,
-    ) -> Result<(Directory<'a>, &'p [u8]), Refusal> {
+    ) -> Result<(Directory<'t>, &'p [u8]), Refusal> {
         let (directory, name) = path.split().ok_or(Refusal::Root)?;
         if directory.is_root() {
-            return Ok((Directory::Root(self.root), name));
+            return Ok((Directory::Root(self.root.as_fd()), name));
         }
-        let directory = beneath(self.root, directory, OFlags::DIRECTORY)
+        let directory = beneath(self.root.as_fd(), directory, OFlags::DIRECTORY)
             .map_err(Refusal::system("open its directory"))?;
         Ok((Directory::Below(directory), name))
     }

@@ -37,6 +37,8 @@ pub enum Problem {
     Read(#[source] io::Error),
     #[error("the stream ends in the middle of it")]
     Truncated,
+    #[error("it comes after END")]
+    AfterEnd,
     #[error("it does not begin as a send stream does")]
     NotASendStream,
     #[error("version {0} of the format is not supported; versions 1 and 2 are")]

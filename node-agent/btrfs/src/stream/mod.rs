@@ -25,10 +25,11 @@
 //! anything is allocated for it.
 
 mod attributes;
+mod blocks;
 mod command;
-#[cfg(any(test, feature = "encode"))]
 pub mod encode;
 mod error;
+mod header;
 mod numbers;
 mod parse;
 mod path;
@@ -36,6 +37,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
+pub use blocks::BlockReader;
 pub use command::{Command, Compression, Encoded, Timestamp};
 pub use error::{Problem, StreamError};
 pub use numbers::{Attribute, Kind};
@@ -59,6 +61,10 @@ pub const MAX_PAYLOAD_V1: usize = (64 << 10) - COMMAND_HEADER;
 /// compressed extent of 128 KiB, rounded up to a page (`BTRFS_SEND_BUF_SIZE_V2`): 192 KiB where
 /// pages have 64 KiB. The protocol itself names no limit.
 pub const MAX_PAYLOAD_V2: usize = 256 << 10;
+
+/// The longest block that a stream travels in: whole commands, one of which may be a WRITE of 1 MiB
+/// of data, with room for its head (a path of 4095 bytes at most, and 38 more).
+pub const MAX_BLOCK: usize = (1 << 20) + (8 << 10);
 
 /// The largest extent that btrfs compresses, before and after (`BTRFS_MAX_UNCOMPRESSED` and
 /// `BTRFS_MAX_COMPRESSED`).

@@ -5,20 +5,26 @@ use std::fmt;
 use std::io::{self, Read};
 
 use super::attributes::Attributes;
+use super::header::{self, CommandHeader};
 use super::{
     COMMAND_HEADER, Command, Kind, MAGIC, Problem, STREAM_HEADER, StreamError, Version, checksum,
 };
 
-/// The number of the command that turns on fs-verity, from version 3 on.
-const ENABLE_VERITY: u16 = 26;
-
 /// A place in a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// Counts commands from 1; 0 is the stream's header.
     pub command: u64,
     /// Bytes from the start of the stream, its header included.
     pub offset: u64,
+}
+
+impl Position {
+    /// Right behind the stream's header.
+    pub const FIRST_COMMAND: Position = Position {
+        command: 1,
+        offset: STREAM_HEADER as u64,
+    };
 }
 
 impl fmt::Display for Position {
@@ -71,22 +77,13 @@ impl<R: Read> Reader<R> {
             }
             _ => return Err(failed(Problem::NotASendStream)),
         }
-        let [magic @ .., v0, v1, v2, v3] = header;
-        if magic != *MAGIC {
-            return Err(failed(Problem::NotASendStream));
-        }
-        let number = u32::from_le_bytes([v0, v1, v2, v3]);
-        let version =
-            Version::from_number(number).ok_or_else(|| failed(Problem::Version(number)))?;
+        let version = header::version(&header).map_err(failed)?;
         Ok(Some(Reader {
             source,
             version,
             buffer: Vec::new(),
             length: 0,
-            upcoming: Position {
-                command: 1,
-                offset: STREAM_HEADER as u64,
-            },
+            upcoming: Position::FIRST_COMMAND,
             ended: false,
         }))
     }
@@ -142,26 +139,10 @@ impl<R: Read> Reader<R> {
     fn read_frame(&mut self) -> Result<Kind, (Option<Kind>, Problem)> {
         let mut header = [0; COMMAND_HEADER];
         read_exact(&mut self.source, &mut header).map_err(|problem| (None, problem))?;
-        let [l0, l1, l2, l3, n0, n1, c0, c1, c2, c3] = header;
-        let length = u32::from_le_bytes([l0, l1, l2, l3]);
-        let number = u16::from_le_bytes([n0, n1]);
-        let stated = u32::from_le_bytes([c0, c1, c2, c3]);
-
-        let kind = Kind::from_number(number, self.version).ok_or(match number {
-            ENABLE_VERITY => (None, Problem::Verity),
-            _ => (None, Problem::UnknownCommand(number)),
-        })?;
+        let CommandHeader { kind, length, crc } =
+            CommandHeader::parse(header, self.version, self.version.max_payload())?;
         let failed = |problem| (Some(kind), problem);
-        let cap = self.version.max_payload();
-        self.length = match usize::try_from(length) {
-            Ok(length) if length <= cap => length,
-            _ => {
-                return Err(failed(Problem::TooLong {
-                    length: length.into(),
-                    cap,
-                }));
-            }
-        };
+        self.length = length;
         if self.buffer.len() < self.length {
             self.buffer.resize(self.length, 0);
         }
@@ -169,7 +150,8 @@ impl<R: Read> Reader<R> {
         read_exact(&mut self.source, payload).map_err(failed)?;
 
         let computed = checksum(header, payload);
-        if computed != stated {
+        if computed != crc {
+            let stated = crc;
             return Err(failed(Problem::Checksum { stated, computed }));
         }
         Ok(kind)
