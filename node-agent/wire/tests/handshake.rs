@@ -5,8 +5,8 @@ use std::num::NonZeroU64;
 
 use icbd_wire::data::{
     Answer, ChainHash, CodecSet, Failure, FailureCode, HandshakeError, HandshakeKind, Hello,
-    ImageName, MAX_BLOCK, MAX_HANDSHAKE, Mode, Namespace, PREFACE_LEN, Position, Preface,
-    ProtocolVersion, VersionRange, Welcome,
+    ImageName, MAX_HANDSHAKE, Mode, Namespace, PREFACE_LEN, Position, Preface, ProtocolVersion,
+    VersionRange, Welcome,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -31,6 +31,7 @@ prop_compose! {
         image in "[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?",
         snapshot in 1..=u64::MAX,
         codecs in any::<u32>(),
+        mode in modes(),
         expected_raw in any::<Option<u64>>(),
     ) -> Hello {
         Hello {
@@ -41,19 +42,23 @@ prop_compose! {
             snapshot: NonZeroU64::new(snapshot).unwrap(),
             content,
             parent,
-            mode: Mode::Stream,
+            mode,
             codecs: CodecSet::from_bits(codecs),
             expected_raw,
         }
     }
 }
 
+fn modes() -> impl Strategy<Value = Mode> {
+    prop_oneof![Just(Mode::Stream), Just(Mode::Extents)]
+}
+
 fn answers() -> impl Strategy<Value = Answer> {
-    let welcome = (any::<u32>(), positions()).prop_map(|(codecs, resume)| {
+    let welcome = (any::<u32>(), modes(), positions()).prop_map(|(codecs, mode, resume)| {
         let (version, codecs) = (ProtocolVersion::V1, CodecSet::from_bits(codecs));
         Answer::Welcome(Welcome {
             version,
-            mode: Mode::Stream,
+            mode,
             codecs,
             resume,
         })
@@ -145,9 +150,9 @@ proptest! {
 
     #[test]
     fn a_welcome_made_from_a_hello_passes_the_hellos_own_check(
-        hello in hellos(), codecs in any::<u32>(), full_blocks in 1..1_000_000u64, chain in any::<[u8; 32]>(),
+        hello in hellos(), codecs in any::<u32>(), raw in 1..u64::MAX, chain in any::<[u8; 32]>(),
     ) {
-        let resume = Position { raw: full_blocks * MAX_BLOCK as u64, chain: chain.into() };
+        let resume = Position { raw, chain: chain.into() };
         for resume in [resume, Position::START] {
             match hello.welcome(CodecSet::from_bits(codecs), resume) {
                 Ok(welcome) => prop_assert_eq!(hello.check(&welcome), Ok(())),
@@ -221,10 +226,7 @@ fn a_receiver_may_choose_only_what_was_offered() {
             ..good
         },
         Welcome {
-            resume: Position {
-                raw: 1,
-                chain: some_hash,
-            },
+            mode: Mode::Extents,
             ..good
         },
         Welcome {

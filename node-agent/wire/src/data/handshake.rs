@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::schema;
 use super::{
-    CodecSet, Failure, Label, LabelError, MAX_BLOCK, MAX_HANDSHAKE, PREFACE_LEN, Position,
-    ProtocolVersion, VersionRange,
+    CodecSet, Failure, Label, LabelError, MAX_HANDSHAKE, PREFACE_LEN, Position, ProtocolVersion,
+    VersionRange,
 };
 
 /// A Kubernetes namespace's name.
@@ -148,9 +148,29 @@ fn encode_message(kind: HandshakeKind, body: &impl Message, out: &mut Vec<u8>) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Mode {
-    /// They are a btrfs send stream. Every source and every receiver can do this.
+    /// They are the kernel's send stream. Every source and every receiver can do this.
     Stream = 1,
-    // 2 is kept for extents mode.
+    /// They are a send stream that the source makes: the kernel's commands without file data, and
+    /// after each UPDATE_EXTENT the data of its range, which the source has read itself.
+    Extents = 2,
+}
+
+impl Mode {
+    /// The mode's name in command lines, logs and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Extents => "extents",
+        }
+    }
+
+    fn from_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::Stream),
+            2 => Some(Self::Extents),
+            _ => None,
+        }
+    }
 }
 
 /// How a source opens a transfer.
@@ -198,8 +218,7 @@ pub struct Welcome {
     pub codecs: CodecSet,
     /// Where to go on. The source compares the hash with its own at this position before it skips
     /// anything, and aborts with [`SourceChanged`](super::FailureCode::SourceChanged) if it
-    /// differs. In stream mode it lies between blocks: a receiver whose checkpoint lies within one
-    /// asks for that whole block and drops what it has.
+    /// differs. It lies between two blocks.
     pub resume: Position,
 }
 
@@ -250,13 +269,14 @@ impl Hello {
                 .map(|parent| identity("parent", &parent))
                 .transpose()?,
             // A mode of the future comes from a source that can do stream mode too.
-            mode: Mode::Stream,
+            mode: Mode::from_number(raw.mode).unwrap_or(Mode::Stream),
             codecs: CodecSet::from_bits(raw.codecs),
             expected_raw: raw.expected_raw,
         })
     }
 
-    /// The welcome of a receiver of this build that takes these codecs and goes on at `resume`.
+    /// The welcome of a receiver of this build that takes these codecs and goes on at `resume`, in
+    /// the mode that the source likes best.
     ///
     /// # Errors
     /// [`HandshakeError::NoCommonVersion`].
@@ -292,15 +312,15 @@ impl Hello {
         if !codecs.is_subset(self.codecs) {
             return Err(HandshakeError::NotOffered("a codec"));
         }
-        match mode {
-            Mode::Stream if !resume.raw.is_multiple_of(MAX_BLOCK as u64) => Err(
-                HandshakeError::NotOffered("a resume position within a block"),
-            ),
-            Mode::Stream if resume.raw == 0 && resume != Position::START => Err(
-                HandshakeError::NotOffered("a hash for the start of the stream"),
-            ),
-            Mode::Stream => Ok(()),
+        if mode == Mode::Extents && self.mode != Mode::Extents {
+            return Err(HandshakeError::NotOffered("a mode"));
         }
+        if resume.raw == 0 && resume != Position::START {
+            return Err(HandshakeError::NotOffered(
+                "a hash for the start of the stream",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -335,13 +355,12 @@ impl Answer {
             HandshakeKind::Refused => Ok(Self::Refused(schema::Failure::decode(body)?.into())),
             HandshakeKind::Welcome => {
                 let raw = schema::Welcome::decode(body)?;
-                if raw.mode != Mode::Stream as u32 {
-                    return Err(HandshakeError::NotOffered("a mode"));
-                }
+                let mode =
+                    Mode::from_number(raw.mode).ok_or(HandshakeError::NotOffered("a mode"))?;
                 Ok(Self::Welcome(Welcome {
                     version: ProtocolVersion::from_number(raw.version)
                         .ok_or(HandshakeError::NotOffered("a protocol version"))?,
-                    mode: Mode::Stream,
+                    mode,
                     codecs: CodecSet::from_bits(raw.codecs),
                     resume: raw
                         .resume

@@ -19,10 +19,10 @@
 //!   know is skipped, so both can grow without a new version.
 //! - After it come frames: a 12-byte [`FrameHeader`] and a body. The header is checked against the
 //!   caps of its kind before anyone allocates room for the body.
-//! - What travels is one sequence of raw bytes, cut into blocks of [`MAX_BLOCK`], of which only the
-//!   last may be shorter; so a source that starts again cuts where it cut before, and the [`Chain`]
-//!   of both runs can be compared. Each block is compressed on its own and carries the hash of
-//!   its raw bytes.
+//! - What travels is one sequence of raw bytes, a send stream in either [`Mode`], cut between
+//!   commands into blocks of up to [`MAX_BLOCK`]. A source that starts again cuts where it cut
+//!   before, so the [`Chain`] of both runs can be compared. Each block is compressed on its own and
+//!   carries the hash of its raw bytes, so blocks can be sealed and opened side by side.
 //!
 //! Integers are little-endian. The two ends of a connection know each other from TLS; nothing here
 //! proves identity.
@@ -57,8 +57,8 @@ pub use version::{ProtocolVersion, VersionRange};
 /// The name of this protocol in TLS' application-layer protocol negotiation.
 pub const ALPN: &[u8] = b"icbd/1";
 
-/// The longest raw block in bytes, and in stream mode the length of every block but the last.
-pub const MAX_BLOCK: usize = 1 << 20;
+/// The longest raw block in bytes: a command with 1 MiB of data, and its head.
+pub const MAX_BLOCK: usize = (1 << 20) + (8 << 10);
 
 /// The longest handshake message in bytes, preface included.
 pub const MAX_HANDSHAKE: usize = 4096;

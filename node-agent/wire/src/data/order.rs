@@ -2,8 +2,7 @@
 //! Time limits are the caller's: nothing here knows how long ago the last frame came.
 
 use super::{
-    Ack, Chain, Codec, CodecSet, Data, End, Frame, FrameKind, MAX_BLOCK, Mismatch, Position,
-    Welcome,
+    Ack, Chain, Codec, CodecSet, Data, End, Frame, FrameKind, Mismatch, Position, Welcome,
 };
 
 /// Why a frame, good in itself, must not come here and now.
@@ -34,12 +33,6 @@ pub enum OrderError {
         /// Its codec.
         codec: Codec,
     },
-    /// A block follows one that was shorter than [`MAX_BLOCK`].
-    #[error("block at raw byte {at} follows one that was not full")]
-    AfterShortBlock {
-        /// Where the block begins.
-        at: u64,
-    },
     /// The receiver acknowledged bytes that were never sent, or took back an acknowledgement.
     #[error("{got:?} after {last:?} with {sent} raw bytes sent")]
     Ack {
@@ -60,7 +53,6 @@ pub enum OrderError {
 struct Blocks {
     codecs: CodecSet,
     chain: Chain,
-    short: bool,
     ended: bool,
 }
 
@@ -75,7 +67,6 @@ impl Blocks {
         Self {
             codecs,
             chain: Chain::at(resume),
-            short: false,
             ended: false,
         }
     }
@@ -94,10 +85,6 @@ impl Blocks {
                 codec: data.codec,
             });
         }
-        if self.short {
-            return Err(OrderError::AfterShortBlock { at });
-        }
-        self.short = (data.raw_len as usize) < MAX_BLOCK;
         self.chain.fold(data.hash, data.raw_len);
         Ok(())
     }
