@@ -3,8 +3,10 @@
 //!
 //! [`Subvolume`] is where to start.
 
+mod blocks;
 mod digest;
 mod error;
+mod hold;
 mod identity;
 mod inventory;
 mod measure;
@@ -15,9 +17,12 @@ pub mod stream;
 mod subvolume;
 mod sys;
 mod walk;
+mod watched;
 
+pub use blocks::{Block, BlockError, ExtentBlocks, StreamBlocks};
 pub use digest::{Digest, digest};
 pub use error::Error;
+pub use hold::Hold;
 pub use identity::{Identity, Suspicion};
 pub use inventory::{Inventory, LIVE, NotCounted, NotCountedReason, SnapshotNumber, scan};
 pub use measure::{MeasureError, StreamSize};

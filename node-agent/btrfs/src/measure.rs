@@ -1,25 +1,19 @@
 //! How long a send stream will be, told by a pass of the kernel without file data: milliseconds for most increments.
 //! An estimate for progress and for space; nothing may depend on its being right.
 
-use std::io::{self, BufReader, Read};
+use std::io::BufReader;
 use std::ops::ControlFlow;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::error::Error;
-use crate::send::{FileData, SendRequest, SendStream};
-use crate::stream::{COMMAND_HEADER, Command, MAX_ENCODED, Problem, Reader, StreamError, TreePath};
+use crate::send::{FileData, SendRequest};
+use crate::stream::{COMMAND_HEADER, Command, MAX_ENCODED, Reader, StreamError, TreePath};
+use crate::watched::{Failure, Watched};
 
 /// The most that the kernel puts into one write command of version 2 (`max_send_read_size` of
 /// `fs/btrfs/send.c`).
 const WRITE_BYTES: u64 = MAX_ENCODED as u64;
-
-/// How long the kernel may compute in silence before the watcher is asked again.
-const SILENCE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 100_000_000,
-};
 
 /// The length that a stream will have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,11 +55,7 @@ impl SendRequest<'_> {
         watch: impl FnMut(u64) -> ControlFlow<()>,
     ) -> Result<StreamSize, MeasureError> {
         let stream = self.start_with(FileData::Omitted)?;
-        let watched = BufReader::new(Watched {
-            stream,
-            bytes: 0,
-            watch,
-        });
+        let watched = BufReader::new(Watched::new(stream, watch));
         let mut reader = Reader::begin(watched)
             .map_err(MeasureError::of)?
             .ok_or_else(|| Error::system("send", self.source.name())(Errno::NODATA))?;
@@ -87,18 +77,11 @@ impl SendRequest<'_> {
 }
 
 impl MeasureError {
-    /// Takes out what [`Watched`] and [`SendStream`] wrapped.
     fn of(error: StreamError) -> Self {
-        let Problem::Read(source) = &error.problem else {
-            return Self::Stream(error);
-        };
-        let inner = source.get_ref();
-        if inner.is_some_and(|inner| inner.is::<BrokenOff>()) {
-            return Self::BrokenOff;
-        }
-        match inner.and_then(|inner| inner.downcast_ref::<Error>()) {
-            Some(error) => Self::Send(error.clone()),
-            None => Self::Stream(error),
+        match Failure::of(error) {
+            Failure::BrokenOff => Self::BrokenOff,
+            Failure::Send(error) => Self::Send(error),
+            Failure::Stream(error) => Self::Stream(error),
         }
     }
 }
@@ -114,34 +97,4 @@ fn announcement_bytes(path: TreePath<'_>) -> u64 {
 fn write_bytes(path: TreePath<'_>, length: u64) -> u64 {
     let each = (COMMAND_HEADER + (4 + path.as_bytes().len()) + (4 + 8) + 2) as u64;
     length.saturating_add(length.div_ceil(WRITE_BYTES).saturating_mul(each))
-}
-
-/// Reads a stream, asking the watcher before each read and while there is nothing to read.
-struct Watched<W> {
-    stream: SendStream,
-    bytes: u64,
-    watch: W,
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("broken off")]
-struct BrokenOff;
-
-impl<W: FnMut(u64) -> ControlFlow<()>> Read for Watched<W> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if (self.watch)(self.bytes).is_break() {
-                return Err(io::Error::other(BrokenOff));
-            }
-            let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
-            match poll(&mut fds, Some(&SILENCE)) {
-                Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => break,
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        let count = self.stream.read(buffer)?;
-        self.bytes += count as u64;
-        Ok(count)
-    }
 }

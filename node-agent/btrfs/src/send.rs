@@ -1,13 +1,15 @@
 //! The kernel's send: a read-only subvolume, whole or as an increment on a parent, as a stream of bytes.
-//! What is in the stream is the business of `stream`; how long it will be, of `measure`.
+//! What is in the stream is the business of `stream`; how long it will be, of `measure`; cutting it into
+//! blocks, of `blocks`.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::thread::JoinHandle;
 
 use linux_raw_sys::btrfs::{BTRFS_SEND_FLAG_NO_FILE_DATA, BTRFS_SEND_FLAG_VERSION};
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
 use crate::error::Error;
@@ -32,6 +34,9 @@ pub struct SendRequest<'a> {
     /// be sent them. The parent is one already.
     pub clone_sources: &'a [&'a Subvolume],
 }
+
+/// The thread that the kernel sends on, and how it ended.
+pub(crate) type KernelThread = JoinHandle<Result<(), Error>>;
 
 /// Whether the stream carries what is in the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +72,17 @@ impl SendRequest<'_> {
         // Best effort: the administrator's limit on pipes may be lower.
         let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE_BYTES);
 
+        let kernel = self.spawn(writer, data)?;
+        Ok(SendStream {
+            pipe: reader.into(),
+            kernel: Some(kernel),
+            verdict: Ok(()),
+        })
+    }
+
+    /// Has the kernel write the stream into `out`, a pipe, on a thread of its own. `out` is closed
+    /// when the kernel is done, after which the pipe's reader sees the end.
+    pub(crate) fn spawn(&self, out: OwnedFd, data: FileData) -> Result<KernelThread, Error> {
         let source = self.source.try_clone()?;
         let parent = self.parent.map(Subvolume::try_clone).transpose()?;
         let clone_sources = self
@@ -74,7 +90,7 @@ impl SendRequest<'_> {
             .iter()
             .map(|sub| sub.try_clone())
             .collect::<Result<Vec<_>, _>>()?;
-        let kernel = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("btrfs-send".into())
             .spawn(move || {
                 let clone_sources: Vec<_> = clone_sources.iter().collect();
@@ -83,18 +99,12 @@ impl SendRequest<'_> {
                     parent: parent.as_ref(),
                     clone_sources: &clone_sources,
                 };
-                // `writer` is closed on return, after which the reader sees the end.
-                request.write(writer.as_fd(), data)
+                request.write(out.as_fd(), data)
             })
             .map_err(|error| {
-                let errno = rustix::io::Errno::from_io_error(&error);
-                failed("start a thread for sending")(errno.unwrap_or(rustix::io::Errno::AGAIN))
-            })?;
-        Ok(SendStream {
-            pipe: reader.into(),
-            kernel: Some(kernel),
-            verdict: Ok(()),
-        })
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+                Error::system("start a thread for sending", self.source.name())(errno)
+            })
     }
 
     /// Ids are all that the kernel is given, and on another file system they mean other subvolumes.
@@ -153,7 +163,7 @@ impl SendRequest<'_> {
 #[derive(Debug)]
 pub struct SendStream {
     pipe: File,
-    kernel: Option<JoinHandle<Result<(), Error>>>,
+    kernel: Option<KernelThread>,
     /// How the kernel ended; success for as long as it has not.
     verdict: Result<(), Error>,
 }

@@ -9,16 +9,17 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use linux_raw_sys::btrfs::{
     BTRFS_SUBVOL_RDONLY, btrfs_ioctl_fs_info_args, btrfs_ioctl_get_subvol_info_args,
-    btrfs_ioctl_received_subvol_args, btrfs_ioctl_send_args, btrfs_ioctl_timespec,
-    btrfs_ioctl_vol_args_v2, btrfs_ioctl_vol_args_v2__bindgen_ty_1 as ArgsUnion,
+    btrfs_ioctl_ino_path_args, btrfs_ioctl_received_subvol_args, btrfs_ioctl_send_args,
+    btrfs_ioctl_timespec, btrfs_ioctl_vol_args_v2,
+    btrfs_ioctl_vol_args_v2__bindgen_ty_1 as ArgsUnion,
     btrfs_ioctl_vol_args_v2__bindgen_ty_2 as NameUnion,
 };
 use linux_raw_sys::ctypes::c_char;
 use linux_raw_sys::general::file_clone_range;
 use linux_raw_sys::ioctl::{
-    BTRFS_IOC_FS_INFO, BTRFS_IOC_GET_SUBVOL_INFO, BTRFS_IOC_SEND, BTRFS_IOC_SET_RECEIVED_SUBVOL,
-    BTRFS_IOC_SNAP_CREATE_V2, BTRFS_IOC_SNAP_DESTROY_V2, BTRFS_IOC_SUBVOL_CREATE_V2,
-    BTRFS_IOC_SUBVOL_GETFLAGS, BTRFS_IOC_SUBVOL_SETFLAGS, FICLONERANGE,
+    BTRFS_IOC_FS_INFO, BTRFS_IOC_GET_SUBVOL_INFO, BTRFS_IOC_INO_PATHS, BTRFS_IOC_SEND,
+    BTRFS_IOC_SET_RECEIVED_SUBVOL, BTRFS_IOC_SNAP_CREATE_V2, BTRFS_IOC_SNAP_DESTROY_V2,
+    BTRFS_IOC_SUBVOL_CREATE_V2, BTRFS_IOC_SUBVOL_GETFLAGS, BTRFS_IOC_SUBVOL_SETFLAGS, FICLONERANGE,
 };
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl};
@@ -42,6 +43,7 @@ const _: () = {
     assert!(
         argument_size(BTRFS_IOC_GET_SUBVOL_INFO) == size_of::<btrfs_ioctl_get_subvol_info_args>()
     );
+    assert!(argument_size(BTRFS_IOC_INO_PATHS) == size_of::<btrfs_ioctl_ino_path_args>());
     assert!(argument_size(FICLONERANGE) == size_of::<file_clone_range>());
     assert!(argument_size(BTRFS_IOC_FS_INFO) == size_of::<btrfs_ioctl_fs_info_args>());
 };
@@ -192,6 +194,58 @@ pub(crate) fn clone_range(
     // SAFETY: the opcode reads a file_clone_range, during the call; the size is asserted above, and
     // the descriptor in it is borrowed for longer.
     unsafe { ioctl(target, Setter::<OPCODE, _>::new(args)) }
+}
+
+/// Bytes of the answer to `inode_path`; the kernel gives no more.
+const INODE_PATHS: usize = 4096;
+
+/// A path of the file `inode` below the root of the subvolume that `fd` is in: the first one that
+/// the kernel finds. It wants CAP_DAC_READ_SEARCH for that.
+pub(crate) fn inode_path(fd: BorrowedFd<'_>, inode: u64) -> Result<Vec<u8>> {
+    const OPCODE: Opcode = BTRFS_IOC_INO_PATHS as Opcode;
+    /// Bytes before the offsets of the paths in a btrfs_data_container: how many there are is in the
+    /// third of four 32-bit fields. Offsets are 64-bit and count from the first of them.
+    const HEAD: usize = 16;
+    let mut answer = [0_u64; INODE_PATHS / 8];
+    let args = btrfs_ioctl_ino_path_args {
+        inum: inode,
+        size: INODE_PATHS as u64,
+        reserved: [0; 4],
+        fspath: answer.as_mut_ptr() as u64,
+    };
+    // SAFETY: the opcode reads a btrfs_ioctl_ino_path_args and writes at most `size` bytes, a
+    // btrfs_data_container, to where `fspath` points, during the call; any bit pattern is valid
+    // there, and nothing else refers to `answer` meanwhile.
+    unsafe { ioctl(fd, Setter::<OPCODE, _>::new(args))? };
+    let answer = answer.map(u64::to_ne_bytes);
+    let [_, [c0, c1, c2, c3, ..], first, ..] = answer;
+    if u32::from_ne_bytes([c0, c1, c2, c3]) == 0 {
+        // Every file has a path; this one's are too long for the answer.
+        return Err(Errno::NAMETOOLONG);
+    }
+    let path = usize::try_from(u64::from_ne_bytes(first))
+        .ok()
+        .and_then(|at| answer.as_flattened().get(HEAD + at..))
+        .ok_or(Errno::OVERFLOW)?;
+    Ok(path.iter().copied().take_while(|&byte| byte != 0).collect())
+}
+
+/// Appends up to `length` bytes of the file at `offset` to `out`; how many, 0 at the file's end.
+pub(crate) fn append(
+    fd: BorrowedFd<'_>,
+    out: &mut Vec<u8>,
+    length: usize,
+    offset: u64,
+) -> Result<usize> {
+    out.reserve(length);
+    let end = out.len();
+    let room = out.spare_capacity_mut();
+    let room = room.get_mut(..length).ok_or(Errno::NOMEM)?;
+    let (read, _) = rustix::io::pread(fd, room, offset)?;
+    let count = read.len();
+    // SAFETY: the `count` bytes behind the old end were just read, and lie within the capacity.
+    unsafe { out.set_len(end + count) };
+    Ok(count)
 }
 
 /// Starts writing back the pages of `fd` from `offset` on, and does not wait for it.

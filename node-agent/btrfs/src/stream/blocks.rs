@@ -60,6 +60,21 @@ impl BlockReader {
         self.ended
     }
 
+    /// Whether `bytes` start with a whole command, for whoever cuts blocks.
+    #[must_use]
+    pub fn starts_with_command(&self, bytes: &[u8]) -> bool {
+        let header = match self.version {
+            Some(_) => 0,
+            None => STREAM_HEADER,
+        };
+        let command = bytes.get(header..).unwrap_or_default();
+        let (Some(length), Some(payload)) = (command.first_chunk(), command.get(COMMAND_HEADER..))
+        else {
+            return false;
+        };
+        payload.len() as u64 >= u64::from(u32::from_le_bytes(*length))
+    }
+
     /// Takes the next command off the front of `block`; `None` at the block's end. After an error
     /// there is no reading on.
     ///

@@ -12,7 +12,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use icbd_btrfs::receive::{Base, ReceiveError, Receiver};
-use icbd_btrfs::{Access, Identity, SendRequest, Subvolume, delete, digest, snapshot};
+use icbd_btrfs::stream::MAX_BLOCK;
+use icbd_btrfs::{
+    Access, Block, BlockError, Identity, SendRequest, Subvolume, delete, digest, snapshot,
+};
 use uuid::Uuid;
 
 use crate::support::Pool;
@@ -62,6 +65,26 @@ impl Pair {
 
 /// Sends `name` from one file system to another, on `parent` if one is given, and compares.
 pub fn replicate(from: &Pool, to: &Pool, name: &str, parent: Option<&str>) -> Subvolume {
+    replicate_by(Mode::Whole, (from, name), parent, (to, name))
+}
+
+/// How a snapshot travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The kernel's stream, as it is.
+    Whole,
+    /// The kernel's stream, in blocks.
+    Stream,
+    Extents,
+}
+
+/// Sends `name` in a mode, receives it as `to_name`, and compares.
+pub fn replicate_by(
+    mode: Mode,
+    (from, name): (&Pool, &str),
+    parent: Option<&str>,
+    (to, to_name): (&Pool, &str),
+) -> Subvolume {
     let source = Subvolume::open(from.dir(), name).unwrap();
     let parent = parent.map(|parent| Subvolume::open(from.dir(), parent).unwrap());
     let request = SendRequest {
@@ -69,13 +92,46 @@ pub fn replicate(from: &Pool, to: &Pool, name: &str, parent: Option<&str>) -> Su
         parent: parent.as_ref(),
         clone_sources: &[],
     };
-    let received = receive(to, name, request.start().unwrap()).unwrap();
-    assert_equal(&source, &received);
-    received
+    let watch = |_| ControlFlow::Continue(());
+    let received = match mode {
+        Mode::Whole => receive(to, to_name, request.start().unwrap()),
+        Mode::Stream => receive_blocks(to, to_name, request.blocks(watch).unwrap()),
+        Mode::Extents => receive_blocks(to, to_name, request.extents(watch).unwrap()),
+    };
+    assert_equal(&source, &received.unwrap());
+    Subvolume::open(to.dir(), to_name).unwrap()
+}
+
+/// Receives blocks as `name`; every read-only snapshot there may serve as base.
+pub fn receive_blocks(
+    pool: &Pool,
+    name: &str,
+    blocks: impl Iterator<Item = Result<Block, BlockError>>,
+) -> Result<Subvolume, ReceiveError> {
+    with_bases(pool, |receiver| {
+        let mut arriving = receiver.begin();
+        let mut bytes = Vec::new();
+        for block in blocks {
+            let block = block.unwrap();
+            let length = block.len();
+            block.fill(&mut bytes).unwrap();
+            assert!(bytes.len() == length && length <= MAX_BLOCK);
+            arriving.block(&bytes, |_| ControlFlow::Continue(()))?;
+        }
+        arriving.end()?.finish(name.as_bytes())
+    })
 }
 
 /// Receives a stream as `name`; every read-only snapshot there may serve as base.
 pub fn receive(pool: &Pool, name: &str, stream: impl Read) -> Result<Subvolume, ReceiveError> {
+    with_bases(pool, |receiver| {
+        receiver
+            .run(stream, |_| ControlFlow::Continue(()))?
+            .finish(name.as_bytes())
+    })
+}
+
+fn with_bases<T>(pool: &Pool, receive: impl FnOnce(&Receiver<'_>) -> T) -> T {
     let bases = snapshots(pool);
     let bases: Vec<Base<'_>> = bases
         .iter()
@@ -85,9 +141,7 @@ pub fn receive(pool: &Pool, name: &str, stream: impl Read) -> Result<Subvolume, 
         })
         .collect();
     let dir = pool.dir();
-    Receiver::new(dir.as_fd(), PARTIAL.as_bytes(), &bases)
-        .run(stream, |_| ControlFlow::Continue(()))?
-        .finish(name.as_bytes())
+    receive(&Receiver::new(dir.as_fd(), PARTIAL.as_bytes(), &bases))
 }
 
 /// The read-only snapshots in a pool.

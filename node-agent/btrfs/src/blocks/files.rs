@@ -1,0 +1,188 @@
+//! The files of the snapshot that is sent: found by inode number, and read. Which inode a path of the
+//! stream means is `overlay.rs`' answer.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+
+use super::BlockError;
+use crate::error::Error;
+use crate::hold::Hold;
+use crate::send::SendRequest;
+use crate::subvolume::{Subvolume, escape};
+use crate::sys;
+
+/// A snapshot and its parent, held.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    source: Unchanged,
+    parent: Option<Unchanged>,
+    _hold: Hold,
+}
+
+#[derive(Debug)]
+struct Unchanged {
+    snapshot: Subvolume,
+    /// Transaction of its last change when the hold began.
+    ctransid: u64,
+}
+
+impl Snapshots {
+    pub(super) fn hold(request: &SendRequest<'_>) -> Result<Self, Error> {
+        let hold = request.hold()?;
+        Ok(Self {
+            source: Unchanged::new(request.source)?,
+            parent: request.parent.map(Unchanged::new).transpose()?,
+            _hold: hold,
+        })
+    }
+
+    /// A hold admits no change. This is for whoever asks whether it really did not.
+    pub(super) fn check_unchanged(&self) -> Result<(), BlockError> {
+        [Some(&self.source), self.parent.as_ref()]
+            .into_iter()
+            .flatten()
+            .try_for_each(Unchanged::check)
+    }
+
+    pub(super) fn has_parent(&self) -> bool {
+        self.parent.is_some()
+    }
+
+    /// The inode of the file at a path of the parent.
+    pub(super) fn inode_in_parent(&self, path: &[u8]) -> Result<u64, BlockError> {
+        Ok(self.stat_in_parent(path)?.st_ino)
+    }
+
+    /// Whether there is a directory at a path of the parent.
+    pub(super) fn is_directory_in_parent(&self, path: &[u8]) -> Result<bool, BlockError> {
+        let mode = self.stat_in_parent(path)?.st_mode;
+        Ok(FileType::from_raw_mode(mode) == FileType::Directory)
+    }
+
+    fn stat_in_parent(&self, path: &[u8]) -> Result<Stat, BlockError> {
+        let parent = self.parent.as_ref();
+        let parent = parent.ok_or_else(|| BlockError::unknown(path))?;
+        place(parent.snapshot.as_fd(), path)
+            .and_then(rustix::fs::fstat)
+            .map_err(BlockError::file("find in the parent", path))
+    }
+}
+
+impl Unchanged {
+    fn new(snapshot: &Subvolume) -> Result<Self, Error> {
+        Ok(Self {
+            snapshot: snapshot.try_clone()?,
+            ctransid: snapshot.info()?.ctransid,
+        })
+    }
+
+    fn check(&self) -> Result<(), BlockError> {
+        let info = self.snapshot.info()?;
+        if info.read_only && info.ctransid == self.ctransid {
+            return Ok(());
+        }
+        Err(BlockError::Changed {
+            name: escape(self.snapshot.name()),
+        })
+    }
+}
+
+/// A regular file of the snapshot that is sent.
+#[derive(Debug)]
+pub(super) struct SourceFile {
+    snapshots: Arc<Snapshots>,
+    inode: u64,
+    path: Vec<u8>,
+}
+
+impl SourceFile {
+    /// The file `inode`, which the stream calls `path` at this place.
+    pub(super) fn new(snapshots: &Arc<Snapshots>, inode: u64, path: &[u8]) -> Self {
+        Self {
+            snapshots: snapshots.clone(),
+            inode,
+            path: path.to_vec(),
+        }
+    }
+
+    /// The path that the stream calls it by. In the snapshot another file may stand there.
+    pub(super) fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// Opens it for reading.
+    pub(super) fn open(&self) -> Result<OwnedFd, BlockError> {
+        let failed = |doing| BlockError::file(doing, &self.path);
+        let source = self.snapshots.source.snapshot.as_fd();
+        let place = match self.here(source)? {
+            Some(place) => place,
+            None => {
+                let path = sys::inode_path(source, self.inode).map_err(failed("find"))?;
+                place(source, &path).map_err(failed("open"))?
+            }
+        };
+        let stat = rustix::fs::fstat(&place).map_err(failed("look at"))?;
+        if stat.st_ino != self.inode
+            || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
+        {
+            return Err(BlockError::unknown(&self.path));
+        }
+        let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).map_err(failed("open"))
+    }
+
+    /// What stands at the stream's path in the snapshot, if it is this file, as it mostly is.
+    fn here(&self, source: BorrowedFd<'_>) -> Result<Option<OwnedFd>, BlockError> {
+        let failed = |doing| BlockError::file(doing, &self.path);
+        let place = match place(source, &self.path) {
+            Ok(place) => place,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Ok(None),
+            Err(errno) => return Err(failed("open")(errno)),
+        };
+        let stat = rustix::fs::fstat(&place).map_err(failed("look at"))?;
+        Ok((stat.st_ino == self.inode).then_some(place))
+    }
+
+    /// Appends a range of it to `out`.
+    pub(super) fn read(
+        &self,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), BlockError> {
+        let mut done = 0;
+        while done < length {
+            match sys::append(fd, out, length - done, offset + done as u64) {
+                Ok(0) => {
+                    return Err(BlockError::Short {
+                        path: escape(&self.path),
+                        end: offset + length as u64,
+                    });
+                }
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(BlockError::file("read", &self.path)(errno)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens what stands at a path, as a place: without any effect on it, be it a device or a fifo.
+fn place(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::BENEATH
+            | ResolveFlags::NO_SYMLINKS
+            | ResolveFlags::NO_MAGICLINKS
+            | ResolveFlags::NO_XDEV,
+    )
+}
