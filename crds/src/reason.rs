@@ -136,6 +136,8 @@ reasons! {
     StreamInvalid,
     /// What arrived is not what was sent.
     HashMismatch,
+    /// The source makes another stream than before the interruption: the transfer starts over.
+    SourceChanged,
     /// A disk said no.
     IoError,
     /// No progress for a minute.

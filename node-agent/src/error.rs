@@ -3,8 +3,8 @@
 
 use std::io;
 
-use icbd_btrfs::Errno;
 use icbd_btrfs::receive::ReceiveError;
+use icbd_btrfs::{BlockError, Errno};
 use icbd_wire::control::{self, Reason};
 
 /// A refusal or a failure.
@@ -22,6 +22,9 @@ pub(crate) enum Error {
         at: String,
         source: icbd_btrfs::Error,
     },
+    /// A snapshot could not be sent in blocks; `at` is where it is, as a path below the pool.
+    #[error("cannot send {at}: {source}")]
+    Blocks { at: String, source: BlockError },
     /// A stream was not received; `at` is where it was to go, as a path below the pool.
     #[error("cannot receive {at}: {source}")]
     Receive { at: String, source: ReceiveError },
@@ -58,12 +61,19 @@ impl Error {
         move |source| Self::Receive { at, source }
     }
 
+    /// For `map_err` on sending in blocks.
+    pub(crate) fn blocks(at: impl Into<String>) -> impl FnOnce(BlockError) -> Self {
+        let at = at.into();
+        move |source| Self::Blocks { at, source }
+    }
+
     /// The kernel's error number, if a call failed.
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Refused { .. } => None,
             Self::Io { source, .. } => Errno::from_io_error(source),
             Self::Btrfs { source, .. } => source.errno(),
+            Self::Blocks { source, .. } => source.errno(),
             Self::Receive { source, .. } => source.errno(),
         }
     }
@@ -72,12 +82,20 @@ impl Error {
     pub(crate) fn reason(&self) -> Reason {
         match self {
             Self::Refused { reason, .. } => *reason,
-            Self::Io { .. } | Self::Btrfs { .. } | Self::Receive { .. } => match self.errno() {
-                Some(Errno::NOSPC | Errno::DQUOT) => Reason::InsufficientSpace,
-                Some(Errno::ROFS | Errno::STALE | Errno::NODEV) => Reason::PoolUnavailable,
-                None if matches!(self, Self::Receive { .. }) => Reason::StreamInvalid,
-                _ => Reason::IoError,
-            },
+            Self::Blocks {
+                source: BlockError::Changed { .. },
+                ..
+            } => Reason::SourceChanged,
+            Self::Io { .. } | Self::Btrfs { .. } | Self::Blocks { .. } | Self::Receive { .. } => {
+                match self.errno() {
+                    Some(Errno::NOSPC | Errno::DQUOT) => Reason::InsufficientSpace,
+                    Some(Errno::ROFS | Errno::STALE | Errno::NODEV) => Reason::PoolUnavailable,
+                    None if matches!(self, Self::Receive { .. } | Self::Blocks { .. }) => {
+                        Reason::StreamInvalid
+                    }
+                    _ => Reason::IoError,
+                }
+            }
         }
     }
 }

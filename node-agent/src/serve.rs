@@ -18,7 +18,7 @@ use crate::image::Images;
 use crate::metrics::Metrics;
 use crate::pool::{self, Pool};
 use crate::supervise::Supervisor;
-use crate::transfer::Transfers;
+use crate::transfer::{Pace, Transfers};
 use crate::watch::Facts;
 use crate::{health, net};
 
@@ -49,6 +49,9 @@ pub(crate) struct Options {
     /// A transfer that shows no progress for so many seconds is ended.
     #[arg(long, env = "ICBD_STALL_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     stall_seconds: u64,
+    /// What arrives is kept, against crashes, no more often than every so many seconds.
+    #[arg(long, env = "ICBD_CHECKPOINT_SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    checkpoint_seconds: u64,
 }
 
 /// Serves until the process is asked to end.
@@ -79,8 +82,11 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
         pool: None,
     });
     let images = Images::new(Arc::clone(&pool), facts.clone());
-    let stall = Duration::from_secs(options.stall_seconds);
-    let transfers = Transfers::new(images.clone(), facts.clone(), Arc::clone(&metrics), stall);
+    let pace = Pace {
+        stall: Duration::from_secs(options.stall_seconds),
+        checkpoint: Duration::from_secs(options.checkpoint_seconds),
+    };
+    let transfers = Transfers::new(images.clone(), facts.clone(), Arc::clone(&metrics), pace);
     let (closing, look) = (CancellationToken::new(), Arc::new(Notify::new()));
 
     let tasks = TaskTracker::new();

@@ -55,8 +55,40 @@ impl Pair {
         self.to
             .moved(&plan.transfer, Role::Receiver, 3 * MIB as u64)
             .await;
-        assert_eq!(self.receiver.entries(), [".partial-1"]);
+        let entries = self.receiver.entries();
+        assert!(entries.contains(&".partial-1".to_owned()), "{entries:?}");
+        assert!(!self.receiver.has(1));
         plan
+    }
+
+    /// What an interrupted attempt has left: a checkpoint, and nothing half-made.
+    fn is_kept(&self) {
+        let entries = self.receiver.entries();
+        assert_eq!(entries.len(), 1, "{entries:?}");
+        assert!(entries[0].starts_with(".checkpoint-1-"), "{entries:?}");
+    }
+
+    /// The next attempt succeeds without what had come before, and leaves nothing but the snapshot.
+    async fn resumes(&self, before: u64) {
+        let plan = Plan::full(&self.snapshot);
+        let request = self.to.expect_request(&plan);
+        let answer = self.to.expect(request).await.unwrap();
+        let expect_response::Answer::Accepted(accepted) = answer else {
+            panic!("{answer:?}")
+        };
+        assert!(accepted.resume_at >= before, "{accepted:?}");
+        self.from
+            .send(self.from.send_request(&plan, self.receiver.data()))
+            .await
+            .unwrap();
+        let sent = self.from.ended(&plan.transfer, Role::Source).await;
+        succeeded(&sent);
+        succeeded(&self.to.ended(&plan.transfer, Role::Receiver).await);
+        assert!(
+            sent.bytes_sent + accepted.resume_at < sent.bytes_done + MIB as u64,
+            "{sent:?}"
+        );
+        self.is_there();
     }
 
     /// A fresh attempt succeeds, and leaves nothing but the snapshot.
@@ -65,6 +97,10 @@ impl Pair {
         let (sent, received) = transfer(&plan, &self.from, &self.to, &self.receiver).await;
         succeeded(&sent);
         succeeded(&received);
+        self.is_there();
+    }
+
+    fn is_there(&self) {
         assert_eq!(self.source.digest(1), self.receiver.digest(1));
         assert_eq!(self.receiver.entries(), ["1"]);
         assert_eq!(
@@ -79,7 +115,7 @@ impl Pair {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
-async fn a_source_killed_midway_leaves_nothing_half_made() {
+async fn a_source_killed_midway_leaves_nothing_half_made_and_what_came_is_kept() {
     let mut pair = Pair::new().await;
     let plan = pair.midway().await;
     pair.from = pair.source.restart().await;
@@ -87,11 +123,47 @@ async fn a_source_killed_midway_leaves_nothing_half_made() {
         &pair.to.ended(&plan.transfer, Role::Receiver).await,
         Reason::PeerLost,
     );
-    assert!(
-        pair.receiver.entries().is_empty(),
-        "{:?}",
-        pair.receiver.entries()
-    );
+    pair.is_kept();
+    pair.resumes(3 * MIB as u64).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "needs root and btrfs"]
+async fn a_receiver_killed_midway_goes_on_from_its_last_checkpoint() {
+    let mut pair = Pair::new().await;
+    pair.receiver.kill();
+    pair.receiver.start_with(&["--checkpoint-seconds", "1"]);
+    pair.to = pair.receiver.operator().await;
+    let plan = Plan::full(&pair.snapshot).limited(8 * MIB as u64);
+    start(&plan, &pair.from, &pair.to, &pair.receiver).await;
+    pair.to
+        .moved(&plan.transfer, Role::Receiver, 24 * MIB as u64)
+        .await;
+    pair.to = pair.receiver.restart().await;
+    pair.from.ended(&plan.transfer, Role::Source).await;
+    pair.resumes(8 * MIB as u64).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "needs root and btrfs"]
+async fn a_checkpoint_that_another_parent_or_hand_has_made_useless_is_not_gone_on_from() {
+    let mut pair = Pair::new().await;
+    let plan = pair.midway().await;
+    pair.from = pair.source.restart().await;
+    pair.to.ended(&plan.transfer, Role::Receiver).await;
+    let record = pair.receiver.meta("arriving/1.json");
+    let mut arrival: serde_json::Value =
+        serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    // The source cannot make a stream with this hash: it says so, and the next attempt starts anew.
+    arrival["checkpoint"]["chain"][0] = 0.into();
+    arrival["checkpoint"]["chain"][1] = 0.into();
+    fs::write(&record, arrival.to_string()).unwrap();
+    let plan = Plan::full(&pair.snapshot);
+    let (sent, received) = transfer(&plan, &pair.from, &pair.to, &pair.receiver).await;
+    failed(&sent, Reason::SourceChanged);
+    failed(&received, Reason::SourceChanged);
+    assert!(sent.transient && received.transient);
+    assert!(pair.receiver.entries().is_empty());
     pair.recovers().await;
 }
 
@@ -145,7 +217,7 @@ async fn a_snapshot_that_was_whole_when_the_receiver_died_gets_its_record() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
-async fn an_agent_asked_to_end_tells_why_and_leaves_nothing() {
+async fn an_agent_asked_to_end_tells_why_and_keeps_what_came() {
     let mut pair = Pair::new().await;
     let plan = pair.midway().await;
     assert_eq!(pair.receiver.terminate(), Some(0));
@@ -153,14 +225,14 @@ async fn an_agent_asked_to_end_tells_why_and_leaves_nothing() {
         &pair.from.ended(&plan.transfer, Role::Source).await,
         Reason::ShuttingDown,
     );
-    assert!(
-        pair.receiver.entries().is_empty(),
-        "{:?}",
-        pair.receiver.entries()
-    );
+    pair.is_kept();
     pair.receiver.start();
     pair.to = pair.receiver.operator().await;
-    let plan = pair.midway().await;
+    let plan = Plan::full(&pair.snapshot).limited(8 * MIB as u64);
+    start(&plan, &pair.from, &pair.to, &pair.receiver).await;
+    pair.to
+        .moved(&plan.transfer, Role::Receiver, 8 * MIB as u64)
+        .await;
     assert_eq!(pair.source.terminate(), Some(0));
     failed(
         &pair.to.ended(&plan.transfer, Role::Receiver).await,
@@ -168,7 +240,8 @@ async fn an_agent_asked_to_end_tells_why_and_leaves_nothing() {
     );
     pair.source.start();
     pair.from = pair.source.operator().await;
-    pair.recovers().await;
+    pair.is_kept();
+    pair.resumes(6 * MIB as u64).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

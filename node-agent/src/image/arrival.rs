@@ -2,11 +2,14 @@
 //! durable before its first byte, and what a crash at any instant leaves to be settled. A snapshot
 //! stands under its number when it is whole, or not at all.
 
-use icbd_btrfs::Identity;
+use std::collections::BTreeSet;
+
+use icbd_btrfs::{Identity, Subvolume};
 use icbd_wire::control::Reason;
 use uuid::Uuid;
 
-use super::delete::remove_partial;
+use super::checkpoint::CheckpointRecord;
+use super::delete::{remove, remove_arrived};
 use super::inventory;
 use super::{Arrival, ImageDir, Meta, SnapshotNumber};
 use crate::error::{Error, Result};
@@ -76,42 +79,107 @@ pub(crate) fn find(image: &ImageDir, identity: Uuid) -> Result<SnapshotNumber> {
     Err(Error::refused(Reason::ParentMissing, message))
 }
 
-/// Makes durable what is to come, and clears its place.
+/// The checkpoint that is recorded of an earlier attempt at the same content on the same parent.
+pub(crate) fn kept(
+    meta: &Meta,
+    number: SnapshotNumber,
+    arrival: &Arrival,
+    parent: Option<Uuid>,
+) -> Result<Option<CheckpointRecord>> {
+    let before = meta.arriving.get(number)?;
+    let kept = before.and_then(|before| before.checkpoint);
+    Ok(kept.filter(|kept| kept.serves(arrival.identity, parent)))
+}
+
+/// Makes durable what is to come, and clears its place, but for the checkpoint that an earlier
+/// attempt at the same content on the same parent has left: that is the answer.
 pub(crate) fn begin(
+    image: &ImageDir,
+    meta: &Meta,
+    number: SnapshotNumber,
+    arrival: &mut Arrival,
+    parent: Option<Uuid>,
+) -> Result<Option<Subvolume>> {
+    let kept = kept(meta, number, arrival, parent)?.and_then(|kept| {
+        let subvolume = kept.open(image, &number.checkpoint_name(kept.index))?;
+        Some((kept, subvolume))
+    });
+    let (checkpoint, subvolume) = kept.unzip();
+    remove_arrived(image, number, checkpoint.as_ref())?;
+    arrival.checkpoint = checkpoint;
+    meta.raise_highest(number)?;
+    meta.arriving.put(number, arrival)?;
+    Ok(subvolume)
+}
+
+/// Records a checkpoint, and removes the one before it: from here on the new one counts.
+pub(crate) fn keep(
     image: &ImageDir,
     meta: &Meta,
     number: SnapshotNumber,
     arrival: &Arrival,
 ) -> Result<()> {
-    remove_partial(image, number)?;
-    meta.raise_highest(number)?;
-    meta.arriving.put(number, arrival)
+    meta.arriving.put(number, arrival)?;
+    let before = inventory::disk(image)?.checkpoints;
+    let new = arrival.checkpoint.as_ref().map(|kept| kept.index);
+    for (_, index, _) in before.iter().filter(|(of, ..)| *of == number) {
+        if Some(*index) != new {
+            remove(image, number, &number.checkpoint_name(*index))?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives a snapshot that has become whole its record.
-pub(crate) fn complete(meta: &Meta, number: SnapshotNumber, arrival: &Arrival) -> Result<()> {
+pub(crate) fn complete(
+    image: &ImageDir,
+    meta: &Meta,
+    number: SnapshotNumber,
+    arrival: &Arrival,
+) -> Result<()> {
     if let Some(record) = &arrival.record {
         meta.snapshots.put(number, record)?;
     }
-    meta.arriving.remove(number)
+    meta.arriving.remove(number)?;
+    remove_arrived(image, number, None)
 }
 
-/// Removes what has come of a snapshot that will not become whole.
+/// Removes what has come of a snapshot that will not become whole. A checkpoint stays, for the next
+/// attempt.
 pub(crate) fn give_up(image: &ImageDir, meta: &Meta, number: SnapshotNumber) -> Result<()> {
-    remove_partial(image, number)?;
-    meta.arriving.remove(number)
+    let arrival = meta.arriving.get(number)?;
+    let kept = arrival.and_then(|arrival| arrival.checkpoint);
+    remove_arrived(image, number, kept.as_ref())?;
+    match kept {
+        Some(_) => Ok(()),
+        None => meta.arriving.remove(number),
+    }
+}
+
+/// Removes everything of a snapshot that has come so far: it has to start anew.
+pub(crate) fn forget(image: &ImageDir, meta: &Meta, number: SnapshotNumber) -> Result<()> {
+    meta.arriving.remove(number)?;
+    remove_arrived(image, number, None)
 }
 
 /// Settles what an agent that ended in mid-transfer has left.
 pub(crate) fn settle(image: &ImageDir) -> Result<()> {
-    for (number, _) in inventory::disk(image)?.partials {
-        tracing::info!(image = %image.id(), %number, "removing what an earlier transfer left");
-        remove_partial(image, number)?;
+    let meta = Meta::open(image)?;
+    let records = meta.as_ref().map(Meta::read).transpose()?;
+    let records = records.unwrap_or_default();
+    let disk = inventory::disk(image)?;
+    let partials = disk.partials.iter().map(|(number, _)| *number);
+    let checkpoints = disk.checkpoints.iter().map(|(number, ..)| *number);
+    for number in partials.chain(checkpoints).collect::<BTreeSet<_>>() {
+        tracing::info!(image = %image.id(), %number, "clearing up after an earlier transfer");
+        let arrival = records.arriving.get(&number);
+        remove_arrived(
+            image,
+            number,
+            arrival.and_then(|arrival| arrival.checkpoint.as_ref()),
+        )?;
     }
-    let Some(meta) = Meta::open(image)? else {
-        return Ok(());
-    };
-    let records = meta.read()?;
+    let Some(meta) = meta else { return Ok(()) };
     for number in records.tombstones.keys() {
         // A deletion that ended between the snapshot and its record.
         if records.snapshots.contains_key(number) && inventory::snapshot(image, *number)?.is_none()
@@ -122,8 +190,9 @@ pub(crate) fn settle(image: &ImageDir) -> Result<()> {
     for (number, arrival) in records.arriving {
         match inventory::snapshot(image, number)? {
             Some(found) if found.identity == arrival.identity => {
-                complete(&meta, number, &arrival)?;
+                complete(image, &meta, number, &arrival)?;
             }
+            _ if arrival.checkpoint.is_some() => {}
             _ => meta.arriving.remove(number)?,
         }
     }

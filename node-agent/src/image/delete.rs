@@ -7,6 +7,7 @@ use icbd_btrfs::Errno;
 use icbd_wire::control::Reason;
 use uuid::Uuid;
 
+use super::checkpoint::CheckpointRecord;
 use super::inventory;
 use super::{ImageDir, Meta, SnapshotNumber, meta};
 use crate::error::{Error, Result};
@@ -54,7 +55,8 @@ pub(crate) fn delete_all(image: &ImageDir, meta: &Meta) -> Result<Vec<SnapshotNu
         .snapshots
         .iter()
         .chain(&disk.partials)
-        .map(|(number, _)| *number);
+        .map(|(number, _)| *number)
+        .chain(disk.checkpoints.iter().map(|(number, _, _)| *number));
     let recorded = records
         .snapshots
         .keys()
@@ -89,17 +91,28 @@ fn bury(
     if inventory::snapshot(image, number)?.is_some() {
         remove(image, number, &number.to_string())?;
     }
-    remove_partial(image, number)?;
+    remove_arrived(image, number, None)?;
     meta.snapshots.remove(number)?;
     meta.arriving.remove(number)
 }
 
-/// Removes what has arrived of a snapshot, if anything.
-pub(crate) fn remove_partial(image: &ImageDir, number: SnapshotNumber) -> Result<()> {
-    remove(image, number, &number.partial_name())
+/// Removes what has arrived of a snapshot, if anything, but for the checkpoint to be kept.
+pub(crate) fn remove_arrived(
+    image: &ImageDir,
+    number: SnapshotNumber,
+    keep: Option<&CheckpointRecord>,
+) -> Result<()> {
+    remove(image, number, &number.partial_name())?;
+    for (of, index, _) in inventory::disk(image)?.checkpoints {
+        if of == number && keep.is_none_or(|kept| kept.index != index) {
+            remove(image, number, &number.checkpoint_name(index))?;
+        }
+    }
+    Ok(())
 }
 
-fn remove(image: &ImageDir, number: SnapshotNumber, entry: &str) -> Result<()> {
+/// Removes a subvolume, durably, if it is there.
+pub(super) fn remove(image: &ImageDir, number: SnapshotNumber, entry: &str) -> Result<()> {
     let deleted = icbd_btrfs::delete(image, entry).and_then(|()| icbd_btrfs::sync_dir(image));
     match deleted {
         Ok(()) => Ok(()),

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::checkpoint::CheckpointRecord;
 use super::{ImageDir, SnapshotNumber};
 use crate::durable;
 use crate::error::Result;
@@ -107,7 +108,8 @@ pub(crate) struct Tombstone {
 }
 
 /// A snapshot that is being received: written before anything of it is on disk, removed when its
-/// record is. Found after a crash, it says whose the snapshot is that may have become whole.
+/// record is. Found after a crash, it says whose the snapshot is that may have become whole, and
+/// how far it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Arrival {
@@ -115,6 +117,9 @@ pub(crate) struct Arrival {
     pub(crate) identity: Uuid,
     /// `None`: the source has none.
     pub(crate) record: Option<SnapshotRecord>,
+    /// Where another attempt can go on.
+    #[serde(default)]
+    pub(crate) checkpoint: Option<CheckpointRecord>,
 }
 
 /// An image's records, for reading and writing.

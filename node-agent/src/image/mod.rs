@@ -2,6 +2,7 @@
 //! done to them. No path comes from outside: a validated name becomes one directory entry.
 
 pub(crate) mod arrival;
+pub(crate) mod checkpoint;
 mod delete;
 pub(crate) mod inventory;
 mod meta;

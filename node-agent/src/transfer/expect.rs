@@ -45,6 +45,7 @@ impl Announced {
                 transfer: image::uuid("transfer", &request.transfer)?,
                 identity,
                 record: record.map(|record| SnapshotRecord::received(record, identity)),
+                checkpoint: None,
             },
             min_free: request.min_free,
         })
@@ -91,7 +92,7 @@ impl Transfers {
         let announced = Announced::from(&request)?;
         let id = announced.arrival.transfer;
         let (wanted, bytes, source) = (announced.clone(), request.bytes, request.source_node);
-        let verdict = self
+        let (verdict, resume_at) = self
             .0
             .images
             .change(request.fence, &announced.image, move |pool| {
@@ -101,9 +102,12 @@ impl Transfers {
                 let verdict = wanted.judge(pool, &image, &meta, bytes)?;
                 if let (Verdict::AlreadyThere, None) = (verdict, meta.snapshots.get(wanted.number)?)
                 {
-                    arrival::complete(&meta, wanted.number, &wanted.arrival)?;
+                    arrival::complete(&image, &meta, wanted.number, &wanted.arrival)?;
                 }
-                Ok(verdict)
+                let resume_at =
+                    arrival::kept(&meta, wanted.number, &wanted.arrival, wanted.parent)?
+                        .map_or(0, |kept| kept.position().raw);
+                Ok((verdict, resume_at))
             })
             .await?;
         if verdict == Verdict::AlreadyThere {
@@ -116,12 +120,13 @@ impl Transfers {
                 && ticket.number == announced.number
         });
         if before.iter().any(|ticket| ticket.id == id) {
-            return Ok(Answer::Accepted(Accepted { resume_at: 0 }));
+            return Ok(Answer::Accepted(Accepted { resume_at }));
         }
         let why = "the snapshot was announced anew";
-        end_all(&before, Reason::Cancelled, why).await;
+        // Not as cancelled: what has come is to be gone on from.
+        end_all(&before, Reason::PeerLost, why).await;
         self.await_source(announced, source, bytes)?;
-        Ok(Answer::Accepted(Accepted { resume_at: 0 }))
+        Ok(Answer::Accepted(Accepted { resume_at }))
     }
 
     /// Makes room for the source to connect.

@@ -29,6 +29,15 @@ pub(crate) const PARTING: Duration = Duration::from_secs(2);
 /// durable: an fsync tells nothing until it returns.
 pub(crate) const FINISHING: u32 = 15;
 
+/// How much time a transfer gives itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// After this long without movement it is ended.
+    pub(crate) stall: Duration,
+    /// A receiver works at least this long between two checkpoints.
+    pub(crate) checkpoint: Duration,
+}
+
 /// When something last moved.
 pub(crate) struct Movement {
     last: Mutex<Instant>,
@@ -196,8 +205,10 @@ pub(crate) fn heard(failure: &Failure) -> Error {
         FailureCode::Busy | FailureCode::AlreadyThere => Reason::SnapshotBusy,
         FailureCode::VersionMismatch => Reason::VersionMismatch,
         FailureCode::HashMismatch => Reason::HashMismatch,
-        FailureCode::StreamInvalid | FailureCode::SourceChanged => Reason::StreamInvalid,
-        FailureCode::TooLarge | FailureCode::ProtocolViolation => Reason::StreamInvalid,
+        FailureCode::SourceChanged => Reason::SourceChanged,
+        FailureCode::StreamInvalid | FailureCode::TooLarge | FailureCode::ProtocolViolation => {
+            Reason::StreamInvalid
+        }
         FailureCode::Unknown | FailureCode::Io => Reason::IoError,
         FailureCode::Cancelled => Reason::Cancelled,
         FailureCode::ShuttingDown => Reason::ShuttingDown,
@@ -218,20 +229,29 @@ pub(crate) fn told(error: &Error) -> Failure {
         Reason::SnapshotBusy => FailureCode::Busy,
         Reason::VersionMismatch => FailureCode::VersionMismatch,
         Reason::HashMismatch => FailureCode::HashMismatch,
+        Reason::SourceChanged => FailureCode::SourceChanged,
         Reason::StreamInvalid => FailureCode::StreamInvalid,
         Reason::Cancelled => FailureCode::Cancelled,
         Reason::ShuttingDown => FailureCode::ShuttingDown,
         Reason::TransferStalled => FailureCode::Stalled,
         Reason::SnapshotNotFound | Reason::SnapshotLost => FailureCode::SnapshotMissing,
-        Reason::PoolNotMounted
-        | Reason::PoolNotBtrfs
-        | Reason::PoolNotInitialised
-        | Reason::PoolForeign
-        | Reason::PoolLocked
-        | Reason::PoolUnavailable => FailureCode::PoolUnavailable,
+        reason if is_about_the_pool(reason) => FailureCode::PoolUnavailable,
         _ => FailureCode::Io,
     };
     let mut failure = Failure::new(code, error.to_string());
     failure.errno = error.errno().map(|errno| errno.raw_os_error());
     failure
+}
+
+/// Whether it is the pool that is not this agent's to use.
+pub(crate) fn is_about_the_pool(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::PoolNotMounted
+            | Reason::PoolNotBtrfs
+            | Reason::PoolNotInitialised
+            | Reason::PoolForeign
+            | Reason::PoolLocked
+            | Reason::PoolUnavailable
+    )
 }

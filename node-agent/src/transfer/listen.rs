@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use icbd_wire::control::Reason;
 use icbd_wire::data::{Answer, Hello};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -93,10 +94,10 @@ impl Transfers {
 }
 
 /// Tells a source why there will be no transfer.
-pub(super) async fn refuse(stream: &mut TcpStream, error: &Error) {
+pub(super) async fn refuse(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), error: &Error) {
     let mut answer = Vec::new();
     Answer::Refused(link::told(error)).encode(&mut answer);
-    let (mut from, mut to) = stream.split();
+    let (mut from, mut to) = tokio::io::split(stream);
     if tokio::time::timeout(link::HANDSHAKE, link::write(&mut to, &answer))
         .await
         .is_ok()

@@ -6,6 +6,7 @@ mod expect;
 mod limit;
 mod link;
 mod listen;
+mod pipeline;
 mod receiver;
 mod source;
 mod ticket;
@@ -27,6 +28,7 @@ use crate::image::{ImageId, Images, SnapshotNumber};
 use crate::metrics::Metrics;
 use crate::watch::Facts;
 use limit::Limits;
+pub(crate) use link::Pace;
 use listen::Incoming;
 use ticket::Ticket;
 pub(crate) use ticket::now;
@@ -43,8 +45,7 @@ struct Inner {
     facts: Facts,
     metrics: Arc<Metrics>,
     limits: Limits,
-    /// After this long without movement a transfer is ended.
-    stall: Duration,
+    pace: Pace,
     tickets: Mutex<HashMap<(Uuid, Role), Arc<Ticket>>>,
     /// The announced transfers whose source has not connected yet.
     expected: Mutex<HashMap<Uuid, oneshot::Sender<Incoming>>>,
@@ -55,18 +56,13 @@ struct Inner {
 }
 
 impl Transfers {
-    pub(crate) fn new(
-        images: Images,
-        facts: Facts,
-        metrics: Arc<Metrics>,
-        stall: Duration,
-    ) -> Self {
+    pub(crate) fn new(images: Images, facts: Facts, metrics: Arc<Metrics>, pace: Pace) -> Self {
         Self(Arc::new(Inner {
             images,
             facts,
             metrics,
             limits: Limits::default(),
-            stall,
+            pace,
             tickets: Mutex::default(),
             expected: Mutex::default(),
             announcing: tokio::sync::Mutex::default(),

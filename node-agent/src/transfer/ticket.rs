@@ -72,6 +72,12 @@ impl Ticket {
         self.running.store(true, Ordering::Relaxed);
     }
 
+    /// Bytes begin to move, behind those that an earlier attempt has moved.
+    pub(crate) fn start_at(&self, raw: u64) {
+        self.done.store(raw, Ordering::Relaxed);
+        self.running.store(true, Ordering::Relaxed);
+    }
+
     /// Says how many raw bytes there will be, if anybody knows.
     pub(crate) fn set_total(&self, bytes: u64) {
         self.total.store(bytes, Ordering::Relaxed);

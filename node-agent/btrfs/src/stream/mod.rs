@@ -99,7 +99,8 @@ impl Version {
         }
     }
 
-    fn from_number(number: u32) -> Option<Version> {
+    /// The version with this number, if it is known.
+    pub fn from_number(number: u32) -> Option<Version> {
         match number {
             1 => Some(Version::V1),
             2 => Some(Version::V2),

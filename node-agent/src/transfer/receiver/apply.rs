@@ -1,193 +1,335 @@
-//! The receiver's disk half: blocks are checked and applied on a thread of its own, and become a
-//! snapshot once the last has proved to be the last.
+//! The receiver's disk half: blocks are opened and checked side by side, applied one after the
+//! other, kept at checkpoints, and become a snapshot once the last has proved to be the last.
 
-use std::io::{self, Read};
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use icbd_btrfs::receive::{Base, Receiver};
+use icbd_btrfs::receive::{Arriving, Base, Receiver};
 use icbd_wire::control::Reason;
-use icbd_wire::data::{Decompressor, Frame, Receiving, Welcome};
+use icbd_wire::data::Codec;
+use icbd_wire::data::{Data, Decompressor, Frame, HASH_LEN, Position, Receiving, Welcome};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::Place;
-use super::converse::Arriving;
+use super::converse::Reception;
+use super::home::Home;
 use crate::error::{Error, Result};
-use crate::image::Images;
-use crate::image::arrival;
-use crate::transfer::expect::Announced;
+use crate::image::checkpoint::CheckpointRecord;
 use crate::transfer::link::{self, RawFrame};
+use crate::transfer::pipeline;
 
-impl Arriving {
+/// How many times longer than the last checkpoint took the work between two of them lasts.
+const CHECKPOINT_SHARE: u32 = 5;
+
+impl Reception {
     /// Applies the stream and makes it a snapshot, whose uuid it returns. Blocks; on failure
-    /// nothing is left.
+    /// nothing is left but a checkpoint.
     pub(super) fn apply(
         &self,
-        mut blocks: Blocks,
-        place: &Place,
-        announced: &Announced,
-        images: &Images,
+        queue: mpsc::Receiver<RawFrame>,
+        welcome: &Welcome,
+        home: &dyn Home,
     ) -> Result<Uuid> {
-        let result = self.apply_all(&mut blocks, place, announced, images);
-        if result.is_err()
-            && let Err(error) = arrival::give_up(&place.image, &place.meta, announced.number)
-        {
-            tracing::error!(%error, "cannot remove what came of the snapshot");
+        let result = self.apply_all(queue, welcome, home);
+        if let Err(error) = &result {
+            let cleared = match is_useless(self.why(error)) {
+                true => home.forget(),
+                false => home.give_up(),
+            };
+            if let Err(error) = cleared {
+                tracing::error!(%error, "cannot remove what came of the snapshot");
+            }
         }
-        result.map_err(|error| blocks.broken.take().unwrap_or(error))
+        result
+    }
+
+    /// Why it ended, if this is what the disk ended with.
+    fn why(&self, error: &Error) -> Reason {
+        self.broken_off.get().copied().unwrap_or(error.reason())
     }
 
     fn apply_all(
         &self,
-        blocks: &mut Blocks,
-        Place {
-            image,
-            meta,
-            parent,
-        }: &Place,
-        announced: &Announced,
-        images: &Images,
+        queue: mpsc::Receiver<RawFrame>,
+        welcome: &Welcome,
+        home: &dyn Home,
     ) -> Result<Uuid> {
-        let (number, identity) = (announced.number, announced.arrival.identity);
+        let parent = home.parent();
         let bases: Vec<_> = parent
             .iter()
-            .map(|(identity, _, subvolume)| Base {
+            .map(|(identity, subvolume)| Base {
                 identity: *identity,
                 subvolume,
             })
             .collect();
-        let partial = number.partial_name();
-        let received = Receiver::new(image.as_fd(), partial.as_bytes(), &bases)
-            .run(&mut *blocks, |progress| {
-                self.applied.store(progress.bytes, Ordering::Relaxed);
-                self.movement.moved();
-                match self.ticket.asked_to_stop() {
-                    Some(_) => ControlFlow::Break(()),
-                    None => ControlFlow::Continue(()),
-                }
-            })
-            .map_err(Error::receive(image.at(number)))?;
-        blocks.expect_end()?;
-        let content = received.content().uuid;
-        if content != identity {
-            let message = format!("the stream carries {content}, not {identity}");
-            return Err(Error::refused(Reason::StreamInvalid, message));
-        }
-        self.finishing.store(true, Ordering::Relaxed);
-        self.movement.be_patient(link::FINISHING);
-        // This may take minutes: nobody else is to wait for the image meanwhile.
-        let received = received.sync().map_err(Error::receive(image.at(number)))?;
-        let _alone = images.alone_blocking(image.id());
-        // The tombstone of a snapshot that was deleted meanwhile forbids it to appear.
-        arrival::judge(image, meta, number, identity, announced.parent)?;
-        let snapshot = received
-            .finish(number.to_string().as_bytes())
-            .map_err(Error::receive(image.at(number)))?;
-        arrival::complete(meta, number, &announced.arrival)?;
-        Ok(snapshot
-            .info()
-            .map_err(Error::btrfs(image.at(number)))?
-            .uuid)
-    }
-}
-
-/// The blocks as a stream of raw bytes, each opened and checked before any of it is given out.
-pub(super) struct Blocks {
-    arriving: Arc<Arriving>,
-    queue: mpsc::Receiver<RawFrame>,
-    receiving: Receiving,
-    decompressor: Decompressor,
-    raw: Vec<u8>,
-    at: usize,
-    /// Why there is no next block: an I/O error cannot say it well.
-    broken: Option<Error>,
-}
-
-impl Blocks {
-    pub(super) fn new(
-        arriving: Arc<Arriving>,
-        queue: mpsc::Receiver<RawFrame>,
-        welcome: &Welcome,
-    ) -> Self {
-        Self {
-            arriving,
-            queue,
-            receiving: Receiving::new(welcome),
-            decompressor: Decompressor::new(),
-            raw: Vec::new(),
-            at: 0,
-            broken: None,
-        }
-    }
-
-    /// Opens the next block; `false` at the end of the stream.
-    fn next_block(&mut self) -> Result<bool> {
-        loop {
-            if self.receiving.is_complete() {
-                return Ok(false);
+        let partial = home.partial();
+        let receiver = Receiver::new(home.dir(), partial.as_bytes(), &bases);
+        let arriving = match home.resume().filter(|_| welcome.resume != Position::START) {
+            None => receiver.begin(),
+            Some((record, subvolume)) => {
+                let checkpoint = record.checkpoint().ok_or_else(|| {
+                    let message = "the checkpoint is from another version of the agent";
+                    Error::refused(Reason::StreamInvalid, message)
+                })?;
+                receiver
+                    .resume(&checkpoint, subvolume)
+                    .map_err(Error::receive(home.at()))?
             }
-            let Some(frame) = self.queue.blocking_recv() else {
-                return Err(Error::refused(Reason::PeerLost, "the stream broke off"));
-            };
-            let opened = self.open(&frame)?;
-            self.arriving.spare().push_back(frame.body);
-            if opened {
-                return Ok(true);
-            }
-        }
-    }
-
-    fn open(&mut self, raw: &RawFrame) -> Result<bool> {
-        let frame = raw.frame()?;
-        self.receiving
-            .admit(&frame)
-            .map_err(|error| link::broken(&error))?;
-        let Frame::Data(data) = frame else {
-            return Ok(false);
         };
-        let block = self
-            .decompressor
-            .open(&data)
-            .map_err(|error| link::broken(&error))?;
-        self.raw.clear();
-        self.raw.extend_from_slice(block);
-        self.at = 0;
-        let received = self.receiving.position().raw;
-        self.arriving.received.store(received, Ordering::Relaxed);
-        self.arriving.ticket.done.store(received, Ordering::Relaxed);
-        Ok(true)
+        let mut applying = Applying {
+            reception: self,
+            home,
+            welcome,
+            arriving,
+            position: welcome.resume,
+            index: home.resume().map_or(0, |(record, _)| record.index + 1),
+            checked: Instant::now(),
+            pause: self.pace.checkpoint,
+        };
+        applying.blocks(queue)?;
+        applying.finish()
+    }
+}
+
+/// Whether what came is of no use to another attempt: there will be none, or going on from it would
+/// fail again.
+fn is_useless(why: Reason) -> bool {
+    matches!(
+        why,
+        Reason::Cancelled | Reason::SourceChanged | Reason::StreamInvalid
+    )
+}
+
+/// The blocks of one stream on their way to the disk.
+struct Applying<'a> {
+    reception: &'a Reception,
+    home: &'a dyn Home,
+    welcome: &'a Welcome,
+    arriving: Arriving<'a>,
+    /// Behind the last block that was applied.
+    position: Position,
+    /// Of the next checkpoint.
+    index: u64,
+    /// When the last checkpoint was made.
+    checked: Instant,
+    /// How long to work until the next one.
+    pause: Duration,
+}
+
+impl Applying<'_> {
+    /// Applies all blocks.
+    fn blocks(&mut self, queue: mpsc::Receiver<RawFrame>) -> Result<()> {
+        let reception = self.reception;
+        let mut failed = None;
+        let frames = Frames {
+            queue,
+            receiving: Receiving::new(self.welcome),
+            failed: false,
+        };
+        pipeline::in_order(
+            frames,
+            Decompressor::new,
+            |decompressor, admitted: Result<Admitted>| admitted?.open(decompressor, reception),
+            |opened| match opened
+                .map_err(Failed::Coming)
+                .and_then(|block| self.block(block))
+            {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    reception.given_up.cancel();
+                    ControlFlow::Break(())
+                }
+            },
+        );
+        match failed {
+            None => Ok(()),
+            Some(Failed::Applying(error)) => Err(error),
+            Some(Failed::Coming(error)) => {
+                self.keep_on_the_way_out(&error);
+                Err(error)
+            }
+        }
     }
 
-    /// Makes sure that the source has said all, and that all of it was the stream.
-    fn expect_end(&mut self) -> Result<()> {
-        if self.at < self.raw.len() || self.next_block()? {
-            let message = "bytes follow the end of the send stream";
-            return Err(Error::refused(Reason::StreamInvalid, message));
+    fn block(&mut self, block: Opened) -> Result<(), Failed> {
+        let reception = self.reception;
+        if let Some(stop) = reception.ticket.asked_to_stop() {
+            return Err(Failed::Coming(stop));
+        }
+        let raw = block.buffer.get(block.from..).unwrap_or_default();
+        self.arriving
+            .block(raw, |progress| {
+                reception.applied.store(progress.bytes, Ordering::Relaxed);
+                reception.movement.moved();
+                ControlFlow::Continue(())
+            })
+            .map_err(Error::receive(self.home.at()))
+            .map_err(Failed::Applying)?;
+        self.position = block.behind;
+        reception.give_back(block.buffer);
+        if self.checked.elapsed() >= self.pause {
+            self.checkpoint().map_err(Failed::Applying)?;
         }
         Ok(())
     }
+
+    /// Makes what has come survive a crash.
+    fn checkpoint(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let name = self.home.checkpoint(self.index);
+        let made = self
+            .arriving
+            .checkpoint(name.as_bytes())
+            .map_err(Error::receive(self.home.at()))?;
+        if let Some(made) = made {
+            let (mode, position) = (self.welcome.mode, self.position);
+            let record = CheckpointRecord::new(self.index, mode, position, made);
+            self.home.keep(record)?;
+            self.index += 1;
+            let durable = &self.reception.durable;
+            durable.store(position.raw, Ordering::Release);
+            self.reception.movement.moved();
+        }
+        self.checked = Instant::now();
+        self.pause = self
+            .reception
+            .pace
+            .checkpoint
+            .max(begun.elapsed() * CHECKPOINT_SHARE);
+        Ok(())
+    }
+
+    /// No more blocks come, through no fault of theirs: keeps those that did.
+    fn keep_on_the_way_out(&mut self, error: &Error) {
+        let why = self.reception.why(error);
+        // Nothing is written to a pool that is not this agent's any more.
+        let keep = !is_useless(why) && !link::is_about_the_pool(why);
+        let durable = self.reception.durable.load(Ordering::Relaxed);
+        if !keep || self.position.raw == durable {
+            return;
+        }
+        if let Err(error) = self.checkpoint() {
+            tracing::warn!(%error, "cannot keep what came since the last checkpoint");
+        }
+    }
+
+    fn finish(self) -> Result<Uuid> {
+        let Self {
+            reception,
+            home,
+            arriving,
+            ..
+        } = self;
+        let received = arriving.end().map_err(Error::receive(home.at()))?;
+        let (content, wanted) = (received.content().uuid, home.content());
+        if content != wanted {
+            let message = format!("the stream carries {content}, not {wanted}");
+            return Err(Error::refused(Reason::StreamInvalid, message));
+        }
+        reception.finishing.store(true, Ordering::Relaxed);
+        reception.movement.be_patient(link::FINISHING);
+        // This may take minutes: nobody else is to wait for the image meanwhile.
+        let received = received.sync().map_err(Error::receive(home.at()))?;
+        home.finish(received)
+    }
 }
 
-impl Read for Blocks {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.raw.len() {
-            match self.next_block() {
-                Ok(true) => {}
-                Ok(false) => return Ok(0),
-                Err(error) => {
-                    let message = error.to_string();
-                    self.broken = Some(error);
-                    return Err(io::Error::other(message));
-                }
+/// Why there is no going on.
+enum Failed {
+    /// A block did not come, or not whole: what was applied before it is good.
+    Coming(Error),
+    /// A block could not be applied whole: what is on disk is not what any position says.
+    Applying(Error),
+}
+
+/// The frames with blocks, each with the position behind it, up to the end of the stream.
+struct Frames {
+    queue: mpsc::Receiver<RawFrame>,
+    receiving: Receiving,
+    failed: bool,
+}
+
+impl Frames {
+    /// The next block; `None` at the end of the stream.
+    fn admit(&mut self) -> Result<Option<Admitted>> {
+        while !self.receiving.is_complete() {
+            let Some(raw) = self.queue.blocking_recv() else {
+                return Err(Error::refused(Reason::PeerLost, "the stream broke off"));
+            };
+            let frame = raw.frame()?;
+            self.receiving
+                .admit(&frame)
+                .map_err(|error| link::broken(&error))?;
+            if let Frame::Data(_) = frame {
+                let behind = self.receiving.position();
+                return Ok(Some(Admitted { raw, behind }));
             }
         }
-        let rest = self.raw.get(self.at..).unwrap_or_default();
-        let count = rest.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&rest[..count]);
-        self.at += count;
-        Ok(count)
+        Ok(None)
     }
+}
+
+impl Iterator for Frames {
+    type Item = Result<Admitted>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let admitted = self.admit().transpose();
+        self.failed = matches!(admitted, Some(Err(_)));
+        admitted
+    }
+}
+
+/// A block that may come, and how far the stream is behind it.
+struct Admitted {
+    raw: RawFrame,
+    behind: Position,
+}
+
+impl Admitted {
+    /// Decompresses the block, and makes sure that it is what was sealed.
+    fn open(self, decompressor: &mut Decompressor, reception: &Reception) -> Result<Opened> {
+        let Self { raw, behind } = self;
+        let Frame::Data(data) = raw.frame()? else {
+            let message = "a frame without a block";
+            return Err(Error::refused(Reason::StreamInvalid, message));
+        };
+        let Data { codec, .. } = data;
+        let block = decompressor
+            .open(&data)
+            .map_err(|error| link::broken(&error))?;
+        reception.received.fetch_max(behind.raw, Ordering::Relaxed);
+        reception
+            .ticket
+            .done
+            .fetch_max(behind.raw, Ordering::Relaxed);
+        // What was not compressed stays where it was read.
+        let (buffer, from) = match codec {
+            Codec::None => (raw.body, HASH_LEN),
+            _ => {
+                let mut buffer = reception.take_buffer();
+                buffer.clear();
+                buffer.extend_from_slice(block);
+                reception.give_back(raw.body);
+                (buffer, 0)
+            }
+        };
+        Ok(Opened {
+            buffer,
+            from,
+            behind,
+        })
+    }
+}
+
+/// A block's raw bytes.
+struct Opened {
+    buffer: Vec<u8>,
+    /// Where in the buffer they begin.
+    from: usize,
+    behind: Position,
 }

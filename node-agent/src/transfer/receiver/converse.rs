@@ -3,86 +3,112 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use icbd_wire::data::{Ack, Done, Frame, Heartbeat, Phase, Welcome};
+use icbd_wire::control::Reason;
+use icbd_wire::data::{Ack, Done, Frame, Heartbeat, Phase, Position, Welcome};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::Place;
-use super::apply::Blocks;
-use crate::error::{Result, blocking};
-use crate::image::Images;
-use crate::transfer::expect::Announced;
-use crate::transfer::link::{self, Movement, RawFrame};
+use super::home::Home;
+use crate::error::{Error, Result, blocking};
+use crate::transfer::codec;
+use crate::transfer::link::{self, Movement, Pace, RawFrame};
 use crate::transfer::ticket::Ticket;
 
-/// Frames that wait to be applied, at most; each has up to 1 MiB.
+/// Frames that wait to be opened, at most; each has up to 1 MiB.
 const AHEAD: usize = 4;
+
+/// Buffers that are kept to be used again, at most.
+const SPARE: usize = 16;
 
 /// How often the source hears how far its bytes have got.
 const ACKNOWLEDGE: Duration = Duration::from_secs(1);
 
+/// What came first.
+enum Early {
+    /// The disk has ended.
+    Done(Result<Uuid>),
+    /// The disk is about to end.
+    GivenUp,
+    /// The connection has ended, or has to.
+    BrokenOff(Error),
+}
+
 /// A snapshot while it arrives, as its two halves share it: the connection and the disk.
-pub(super) struct Arriving {
+pub(super) struct Reception {
     pub(super) ticket: Arc<Ticket>,
+    pub(super) pace: Pace,
     pub(super) movement: Movement,
     /// Raw bytes that were received and checked.
     pub(super) received: AtomicU64,
     /// Raw bytes whose commands were carried out.
     pub(super) applied: AtomicU64,
+    /// Raw bytes that a crash would not take away.
+    pub(super) durable: AtomicU64,
     /// Whether all has come and is being made durable.
     pub(super) finishing: AtomicBool,
-    /// Buffers to read frames into again.
+    /// Why no more frames come, if it is not that the source has gone.
+    pub(super) broken_off: OnceLock<Reason>,
+    /// The disk takes no more frames, and says itself why.
+    pub(super) given_up: CancellationToken,
+    /// Buffers to read into again.
     spare: Mutex<VecDeque<Vec<u8>>>,
 }
 
-impl Arriving {
-    pub(super) fn new(ticket: Arc<Ticket>, stall: Duration) -> Arc<Self> {
+impl Reception {
+    pub(super) fn new(ticket: Arc<Ticket>, pace: Pace, from: Position) -> Arc<Self> {
+        let from = || AtomicU64::new(from.raw);
         Arc::new(Self {
             ticket,
-            movement: Movement::new(stall),
-            received: AtomicU64::new(0),
-            applied: AtomicU64::new(0),
+            pace,
+            movement: Movement::new(pace.stall),
+            received: from(),
+            applied: from(),
+            durable: from(),
             finishing: AtomicBool::new(false),
+            broken_off: OnceLock::new(),
+            given_up: CancellationToken::new(),
             spare: Mutex::default(),
         })
     }
 
     pub(super) async fn run(
         self: Arc<Self>,
-        mut stream: TcpStream,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send,
         welcome: Welcome,
-        place: Place,
-        announced: Announced,
-        images: Images,
+        home: impl Home + 'static,
     ) -> Result<()> {
-        let (mut from, mut to) = stream.split();
+        let (mut from, mut to) = tokio::io::split(stream);
         let (frames, queue) = mpsc::channel(AHEAD);
-        let (arriving, image) = (Arc::clone(&self), announced.image.clone());
-        let disk = images.clone();
-        let applied = blocking(move || {
-            let blocks = Blocks::new(Arc::clone(&arriving), queue, &welcome);
-            arriving.apply(blocks, &place, &announced, &disk)
-        });
+        let disk = Arc::clone(&self);
+        let applied = blocking(move || disk.apply(queue, &welcome, &home));
         tokio::pin!(applied);
         let early = {
             let talk =
                 async { tokio::try_join!(self.hear(&mut from, frames), self.speak(&mut to)) };
-            tokio::select! {
-                result = &mut applied => Ok(result),
-                error = self.ticket.stopped() => Err(error),
-                error = self.movement.stalled() => Err(error),
-                Err(error) = talk => Err(error),
+            let cause = tokio::select! {
+                result = &mut applied => Early::Done(result),
+                () = self.given_up.cancelled() => Early::GivenUp,
+                error = self.ticket.stopped() => Early::BrokenOff(error),
+                error = self.movement.stalled() => Early::BrokenOff(error),
+                Err(error) = talk => Early::BrokenOff(error),
+            };
+            if let Early::BrokenOff(error) = &cause {
+                // Known before the queue is closed, for the disk asks why.
+                let _ = self.broken_off.set(error.reason());
             }
+            cause
         };
+        // The queue is closed now, and the disk ends as soon as it asks for more.
         let result = match early {
-            Ok(result) => result,
-            // The queue is closed now, and the disk ends as soon as it asks for more. That is not
-            // why the transfer fails, if it does.
-            Err(cause) => applied.await.map_err(|_| cause),
+            Early::Done(result) => result,
+            Early::GivenUp => applied.await,
+            // That the queue is closed is not why the transfer fails, if it does.
+            Early::BrokenOff(cause) => applied.await.map_err(|_| cause),
         };
         let mut last = Vec::new();
         match &result {
@@ -96,10 +122,6 @@ impl Arriving {
         if told.await.is_ok() {
             link::part(&mut from, &mut to).await;
         }
-        // Its partial is gone or its snapshot is there: the inventory is to show which.
-        if let Err(error) = images.proceed(&image, |_| Ok(())).await {
-            tracing::warn!(%error, "cannot read the image");
-        }
         result.map(drop)
     }
 
@@ -111,8 +133,7 @@ impl Arriving {
     ) -> Result<()> {
         let mut heartbeat = None;
         loop {
-            let body = self.spare().pop_front().unwrap_or_default();
-            let raw = RawFrame::read(from, body, &|| self.movement.moved()).await;
+            let raw = RawFrame::read(from, self.take_buffer(), &|| self.movement.moved()).await;
             let raw = match raw {
                 Ok(raw) => raw,
                 // All has come: whether the source still listens changes nothing.
@@ -132,6 +153,10 @@ impl Arriving {
                         self.movement.moved();
                     }
                 }
+                Frame::Data(data) => {
+                    self.ticket.start(codec::named(data.codec));
+                    self.movement.moved();
+                }
                 _ => self.movement.moved(),
             }
             if frames.send(raw).await.is_err() {
@@ -147,6 +172,8 @@ impl Arriving {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
+            // In this order, for what is durable was received before.
+            let durable = self.durable.load(Ordering::Acquire);
             let received = self.received.load(Ordering::Relaxed);
             let finishing = self.finishing.load(Ordering::Relaxed);
             // One block can keep the disk busy for long: what was carried out of it is progress.
@@ -155,12 +182,7 @@ impl Arriving {
                 false => (Phase::Data, self.applied.load(Ordering::Relaxed)),
             };
             let mut frames = Vec::new();
-            // Nothing is durable by itself before the snapshot is: an attempt starts over.
-            Frame::Ack(Ack {
-                received,
-                durable: 0,
-            })
-            .encode(&mut frames);
+            Frame::Ack(Ack { received, durable }).encode(&mut frames);
             Frame::Heartbeat(Heartbeat {
                 phase,
                 done,
@@ -175,7 +197,16 @@ impl Arriving {
         }
     }
 
-    pub(super) fn spare(&self) -> MutexGuard<'_, VecDeque<Vec<u8>>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A buffer to read into, with whatever it held before.
+    pub(super) fn take_buffer(&self) -> Vec<u8> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.pop_front().unwrap_or_default()
+    }
+
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE {
+            spare.push_back(buffer);
+        }
     }
 }

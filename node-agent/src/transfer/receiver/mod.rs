@@ -3,32 +3,24 @@
 
 mod apply;
 mod converse;
+pub(crate) mod home;
+mod place;
 
 use std::sync::Arc;
 
-use icbd_btrfs::{SnapshotNumber, Subvolume};
 use icbd_wire::control::Reason;
-use icbd_wire::data::{Answer, CodecSet, Failure, FailureCode, Hello, Position, Welcome};
-use tokio::net::TcpStream;
-use uuid::Uuid;
+use icbd_wire::data::{Answer, CodecSet, Failure, FailureCode, Hello, Mode, Position, Welcome};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::converse::Arriving;
+use self::converse::Reception;
+use self::home::Home;
+use self::place::Place;
+use super::Transfers;
 use super::expect::Announced;
 use super::link;
 use super::listen::{Incoming, refuse};
 use super::ticket::Ticket;
-use super::{Transfers, codec};
-use crate::error::{Error, Result};
-use crate::image::arrival::{self, Verdict};
-use crate::image::{ImageDir, Meta};
-
-/// A place for a snapshot in its image: recorded, and empty.
-struct Place {
-    image: ImageDir,
-    meta: Meta,
-    /// Which snapshots the stream may build on.
-    parent: Option<(Uuid, SnapshotNumber, Subvolume)>,
-}
+use crate::error::{Error, Result, blocking};
 
 impl Transfers {
     /// Receives what was announced from the source that has connected.
@@ -40,10 +32,7 @@ impl Transfers {
     ) -> Result<()> {
         let Incoming { mut stream, hello } = incoming;
         let begun = match announced.is(&hello) {
-            true => {
-                self.begin(&announced, hello.expected_raw.unwrap_or(0))
-                    .await
-            }
+            true => self.begin(&announced, &hello).await,
             false => {
                 let message = "the source offers another snapshot than was announced";
                 Err(Error::refused(Reason::NotExpected, message))
@@ -66,85 +55,71 @@ impl Transfers {
         if let Some((_, number, _)) = &place.parent {
             let _ = ticket.parent.set(*number);
         }
-        if let Some(total) = hello.expected_raw {
-            ticket.set_total(total);
+        let received = receive(ticket, self.0.pace, stream, &hello, place).await;
+        // Its partial is gone or its snapshot is there: the inventory is to show which.
+        if let Err(error) = self.0.images.proceed(&announced.image, |_| Ok(())).await {
+            tracing::warn!(%error, "cannot read the image");
         }
-        let welcome = match welcome(&mut stream, &hello).await {
-            Ok(welcome) => welcome,
-            Err(error) => {
-                self.give_up(place, announced).await;
-                return Err(error);
-            }
-        };
-        let codec = welcome
-            .codecs
-            .iter()
-            .last()
-            .map(codec::named)
-            .unwrap_or_default();
-        ticket.start(codec);
-        tracing::info!("receiving");
-        Arriving::new(Arc::clone(ticket), self.0.stall)
-            .run(stream, welcome, place, announced, self.0.images.clone())
-            .await
+        received
     }
 
     /// Makes a place for the snapshot; `None` if it is there already.
-    async fn begin(&self, announced: &Announced, bytes: u64) -> Result<Option<Place>> {
+    async fn begin(&self, announced: &Announced, hello: &Hello) -> Result<Option<Place>> {
         let (wanted, images) = (announced.clone(), self.0.images.clone());
+        let bytes = hello.expected_raw.unwrap_or(0);
         self.0
             .images
             .proceed(&announced.image, move |pool| {
-                if !images.is_settled(pool) {
-                    let message = "the pool has just come and is being looked at";
-                    return Err(Error::refused(Reason::PoolUnavailable, message));
-                }
-                let image = ImageDir::make(pool, &wanted.image)?;
-                let meta = Meta::make(&image)?;
-                if wanted.judge(pool, &image, &meta, bytes)? == Verdict::AlreadyThere {
-                    return Ok(None);
-                }
-                let parent = wanted.parent.map(|parent| {
-                    let number = arrival::find(&image, parent)?;
-                    let subvolume = Subvolume::open(&image, number.to_string())
-                        .map_err(Error::btrfs(image.at(number)))?;
-                    Ok::<_, Error>((parent, number, subvolume))
-                });
-                let parent = parent.transpose()?;
-                arrival::begin(&image, &meta, wanted.number, &wanted.arrival)?;
-                Ok(Some(Place {
-                    image,
-                    meta,
-                    parent,
-                }))
+                Place::make(pool, &images, &wanted, bytes)
             })
             .await
     }
-
-    /// Clears a place that nothing will come to.
-    async fn give_up(&self, place: Place, announced: Announced) {
-        let Announced { image, number, .. } = announced;
-        let cleared = self
-            .0
-            .images
-            .proceed(&image, move |_| {
-                arrival::give_up(&place.image, &place.meta, number)
-            })
-            .await;
-        if let Err(error) = cleared {
-            tracing::error!(%error, "cannot clear the place of the snapshot");
-        }
-    }
 }
 
-/// Tells the source to begin, and how.
-async fn welcome(stream: &mut TcpStream, hello: &Hello) -> Result<Welcome> {
-    let welcome = hello
-        .welcome(CodecSet::ALL, Position::START)
-        .map_err(|error| link::broken(&error));
-    let welcome = match welcome {
+/// Welcomes a source, and receives what it sends into a home that was made ready.
+pub(crate) async fn receive(
+    ticket: &Arc<Ticket>,
+    pace: link::Pace,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    hello: &Hello,
+    home: impl Home + 'static,
+) -> Result<()> {
+    if let Some(total) = hello.expected_raw {
+        ticket.set_total(total);
+    }
+    // Another mode makes another stream: what came of it cannot be gone on from.
+    let resume = home.resume().map(|(record, _)| record);
+    let resume =
+        resume.filter(|record| record.mode() == Mode::Stream || record.mode() == hello.mode);
+    let (mode, resume) = match resume {
+        Some(record) => (record.mode(), record.position()),
+        None => (hello.mode, Position::START),
+    };
+    let welcome = match welcome(&mut stream, hello, mode, resume).await {
         Ok(welcome) => welcome,
         Err(error) => {
+            give_up(home).await;
+            return Err(error);
+        }
+    };
+    tracing::info!(mode = mode.name(), from = resume.raw, "receiving");
+    ticket.start_at(resume.raw);
+    Reception::new(Arc::clone(ticket), pace, resume)
+        .run(stream, welcome, home)
+        .await
+}
+
+/// Tells the source to begin, where, and how.
+async fn welcome(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    hello: &Hello,
+    mode: Mode,
+    resume: Position,
+) -> Result<Welcome> {
+    let welcome = match hello.welcome(CodecSet::ALL, resume) {
+        Ok(welcome) => Welcome { mode, ..welcome },
+        Err(error) => {
+            let error = link::broken(&error);
             refuse(stream, &error).await;
             return Err(error);
         }
@@ -153,4 +128,11 @@ async fn welcome(stream: &mut TcpStream, hello: &Hello) -> Result<Welcome> {
     Answer::Welcome(welcome).encode(&mut answer);
     link::write(stream, &answer).await?;
     Ok(welcome)
+}
+
+/// Clears a home that nothing will come to.
+async fn give_up(home: impl Home + 'static) {
+    if let Err(error) = blocking(move || home.give_up()).await {
+        tracing::error!(%error, "cannot clear the place of the snapshot");
+    }
 }

@@ -1,17 +1,18 @@
 //! The source's connection half: sealed blocks go out as fast as the receiver and the bandwidth
 //! limit let them, and what the receiver says comes in, until it is done.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use icbd_wire::control::Reason;
-use icbd_wire::data::{Frame, Heartbeat, Phase, Sending};
+use icbd_wire::data::{Chain, Data, Frame, Heartbeat, Phase, Position, Sending, Welcome};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 
-use crate::error::Result;
+use super::feed::{Piece, Subscription};
+use crate::error::{Error, Result};
+use crate::transfer::codec;
 use crate::transfer::limit::Bucket;
 use crate::transfer::link::{self, Movement, RawFrame};
 use crate::transfer::ticket::Ticket;
@@ -24,19 +25,39 @@ pub(super) struct Connection<'a> {
     pub(super) ticket: &'a Ticket,
     pub(super) movement: Movement,
     pub(super) bucket: &'a Option<Arc<Bucket>>,
+    sending: Mutex<Sending>,
+    /// Where the receiver goes on: what stands before is compared and not sent.
+    resume: Position,
 }
 
-impl Connection<'_> {
+impl<'a> Connection<'a> {
+    pub(super) fn new(
+        ticket: &'a Ticket,
+        stall: Duration,
+        bucket: &'a Option<Arc<Bucket>>,
+        welcome: &Welcome,
+    ) -> Self {
+        Self {
+            ticket,
+            movement: Movement::new(stall),
+            bucket,
+            sending: Mutex::new(Sending::new(welcome)),
+            resume: welcome.resume,
+        }
+    }
+
+    /// Sends what a pass yields; `anew` begins another one, should this one leave the receiver
+    /// behind.
     pub(super) async fn run(
         &self,
-        mut stream: TcpStream,
-        blocks: mpsc::Receiver<Result<Vec<u8>>>,
-        sending: &Mutex<Sending>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+        pieces: Subscription,
+        anew: impl Fn() -> Subscription,
     ) -> Result<()> {
-        let (mut from, mut to) = stream.split();
+        let (mut from, mut to) = tokio::io::split(stream);
         let result = {
-            let hear = self.hear(&mut from, sending);
-            let speak = self.speak(&mut to, blocks);
+            let hear = self.hear(&mut from);
+            let speak = self.speak(&mut to, pieces, anew);
             tokio::pin!(hear, speak);
             tokio::select! {
                 result = &mut hear => result,
@@ -57,11 +78,7 @@ impl Connection<'_> {
     }
 
     /// Takes what the receiver says, until the snapshot exists there.
-    async fn hear(
-        &self,
-        from: &mut (impl AsyncRead + Unpin),
-        sending: &Mutex<Sending>,
-    ) -> Result<()> {
+    async fn hear(&self, from: &mut (impl AsyncRead + Unpin)) -> Result<()> {
         let mut body = Vec::new();
         let mut beat = None;
         loop {
@@ -69,7 +86,7 @@ impl Connection<'_> {
             let raw = RawFrame::read(from, body, &|| {}).await?;
             {
                 let frame = raw.frame()?;
-                let mut sending = sending.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = sending.acked();
                 sending
                     .admit(&frame)
@@ -100,50 +117,112 @@ impl Connection<'_> {
     async fn speak(
         &self,
         to: &mut (impl AsyncWrite + Unpin),
-        mut blocks: mpsc::Receiver<Result<Vec<u8>>>,
+        mut pieces: Subscription,
+        anew: impl Fn() -> Subscription,
     ) -> Result<()> {
         let mut tick = tokio::time::interval(link::HEARTBEAT);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut open = true;
+        let mut skip = Skip::to(self.resume);
+        let (mut open, mut kernel_bytes) = (true, 0);
         loop {
             let next = tokio::select! {
                 biased;
                 error = self.ticket.stopped() => Err(error),
-                block = blocks.recv(), if open => match block {
-                    Some(block) => block,
+                piece = pieces.pieces.recv(), if open => match piece {
+                    Some(Piece::Failed(reason, message)) => Err(Error::refused(reason, message)),
+                    Some(piece) => Ok(piece),
                     None => {
-                        open = false;
+                        tracing::info!("others go on: reading the snapshot again for this receiver");
+                        pieces = anew();
+                        skip = Skip::to(self.position());
                         continue;
                     }
                 },
                 _ = tick.tick() => {
-                    // Our own sign of life moves nothing.
-                    self.write(to, &self.heartbeat(), &|| {}).await?;
+                    // Our own sign of life moves nothing, but for the work that the kernel does.
+                    let moved = pieces.kernel_bytes() != kernel_bytes;
+                    kernel_bytes = pieces.kernel_bytes();
+                    if moved {
+                        self.movement.moved();
+                    }
+                    let heartbeat = self.heartbeat(&skip, moved.then_some(kernel_bytes));
+                    self.write(to, &heartbeat, &|| {}).await?;
                     continue;
                 }
             };
-            match next {
-                Ok(frame) => self.write(to, &frame, &|| self.movement.moved()).await?,
-                Err(error) => {
+            let sent = match next {
+                Ok(Piece::Block(block)) => self.block(to, &block.data(), &mut skip).await,
+                Ok(Piece::End) => {
+                    open = false;
+                    self.end(to, &skip).await
+                }
+                Ok(Piece::Failed(reason, message)) => Err(Error::refused(reason, message)),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = sent {
+                if error.reason() != Reason::PeerLost {
                     let mut abort = Vec::new();
                     Frame::Abort(link::told(&error)).encode(&mut abort);
                     let _ = tokio::time::timeout(LAST_WORDS, link::write(to, &abort)).await;
-                    return Err(error);
                 }
+                return Err(error);
             }
         }
     }
 
-    fn heartbeat(&self) -> Vec<u8> {
+    /// Sends a block, or skips it if the receiver has it already.
+    async fn block(
+        &self,
+        to: &mut (impl AsyncWrite + Unpin),
+        data: &Data<'_>,
+        skip: &mut Skip,
+    ) -> Result<()> {
+        if skip.block(data)? {
+            self.movement.moved();
+            return Ok(());
+        }
+        self.sending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .block(data)
+            .map_err(|error| link::broken(&error))?;
+        self.ticket.start(codec::named(data.codec));
+        let moved = || self.movement.moved();
+        self.write(to, &data.head(), &moved).await?;
+        self.write(to, data.payload, &moved).await?;
+        let raw = self.position().raw;
+        self.ticket.done.store(raw, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn end(&self, to: &mut (impl AsyncWrite + Unpin), skip: &Skip) -> Result<()> {
+        skip.done()?;
+        let end = self
+            .sending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .end();
+        let mut frame = Vec::new();
+        Frame::End(end).encode(&mut frame);
+        self.write(to, &frame, &|| self.movement.moved()).await
+    }
+
+    fn position(&self) -> Position {
+        let sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        sending.position()
+    }
+
+    /// What this end is at, `kernel_bytes` being what the kernel has sent if that has moved.
+    fn heartbeat(&self, skip: &Skip, kernel_bytes: Option<u64>) -> Vec<u8> {
         let done = self.ticket.done.load(Ordering::Relaxed);
         let total = Some(self.ticket.total.load(Ordering::Relaxed)).filter(|total| *total > 0);
+        let (phase, done) = match (skip.under_way(), kernel_bytes) {
+            (Some(skipped), _) => (Phase::Skipping, skipped),
+            (None, Some(bytes)) => (Phase::MetadataPass, bytes),
+            (None, None) => (Phase::Data, done),
+        };
         let mut frame = Vec::new();
-        Frame::Heartbeat(Heartbeat {
-            phase: Phase::Data,
-            done,
-            total,
-        })
-        .encode(&mut frame);
+        Frame::Heartbeat(Heartbeat { phase, done, total }).encode(&mut frame);
         frame
     }
 
@@ -171,5 +250,48 @@ impl Connection<'_> {
             moved();
         }
         Ok(())
+    }
+}
+
+/// The blocks that the receiver has already: they are made again, and compared before anything is
+/// left out.
+struct Skip {
+    to: Position,
+    chain: Chain,
+}
+
+impl Skip {
+    fn to(to: Position) -> Self {
+        Self {
+            to,
+            chain: Chain::at(Position::START),
+        }
+    }
+
+    /// Bytes skipped so far, if there are more to skip.
+    fn under_way(&self) -> Option<u64> {
+        let skipped = self.chain.position().raw;
+        (skipped < self.to.raw).then_some(skipped)
+    }
+
+    /// Whether the receiver has this block, the next of the stream.
+    fn block(&mut self, data: &Data<'_>) -> Result<bool> {
+        if self.under_way().is_none() {
+            return Ok(false);
+        }
+        self.chain.fold(data.hash, data.raw_len);
+        if self.under_way().is_none() {
+            self.done()?;
+        }
+        Ok(true)
+    }
+
+    /// Makes sure that what was skipped is what the receiver has.
+    fn done(&self) -> Result<()> {
+        let here = self.chain.position();
+        here.compare(&self.to).map_err(|mismatch| {
+            let message = format!("the source makes another stream than before: {mismatch}");
+            Error::refused(Reason::SourceChanged, message)
+        })
     }
 }

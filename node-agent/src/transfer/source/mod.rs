@@ -1,39 +1,35 @@
 //! The source's end of a transfer: what to send is checked and opened, the receiver is greeted, and
-//! two halves go to work: `seal` on the disk, `converse` on the connection.
+//! two halves go to work: `feed` on the disk, `converse` on the connection.
 
 mod converse;
-mod seal;
+mod feed;
+mod measure;
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use icbd_btrfs::Subvolume;
 use icbd_wire::control::{self, Reason, Role};
-use icbd_wire::data::{
-    Answer, Codec, CodecSet, FailureCode, Hello, Mode, Sending, VersionRange, Welcome,
-};
-use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use icbd_wire::data::{Answer, Codec, CodecSet, FailureCode, Hello, Mode, VersionRange, Welcome};
+use tokio::io::{AsyncRead, AsyncWrite};
 use uuid::Uuid;
 
 use self::converse::Connection;
-use self::seal::{Opened, Sealing, measure};
+use self::feed::{Feed, Opened, Subscription};
+use self::measure::measure;
 use super::limit::Bucket;
-use super::link::{self, Movement};
+use super::link;
 use super::ticket::Ticket;
 use super::{Transfers, codec};
-use crate::error::{Error, Result, blocking};
+use crate::error::{Error, Result};
 use crate::image::{self, ImageDir, ImageId, Meta, SnapshotNumber, claim, inventory};
 use crate::net;
 
-/// Sealed blocks that wait for the network, at most; each has up to 1 MiB.
-const AHEAD: usize = 4;
-
 /// How long a transfer waits to learn its length; after that it is told when it is known.
-const MEASURE_FIRST: Duration = Duration::from_secs(1);
+const MEASURE_FIRST: Duration = Duration::from_millis(100);
 
 /// What to send, to whom and how.
 struct Order {
@@ -83,7 +79,7 @@ impl Transfers {
             let _ = ticket.parent.set(parent);
         }
         ticket.start(codec::named(order.codec));
-        let work = Self::send_to_end(Arc::clone(&ticket), order, opened, self.0.stall);
+        let work = Self::send_to_end(Arc::clone(&ticket), order, opened, self.0.pace.stall);
         self.run(&ticket, work)
     }
 
@@ -130,44 +126,60 @@ impl Transfers {
         tracing::info!(receiver = %order.receiver, codec = %order.codec, "sending");
         let opened = Arc::new(opened);
         let measured = measure(Arc::clone(&ticket), Arc::clone(&opened));
-        let expected = tokio::time::timeout(MEASURE_FIRST, measured)
-            .await
-            .ok()
-            .flatten();
-        let mut stream = ticket.unless_stopped(net::dial(order.receiver)).await?;
-        let hello = order.hello(ticket.id, expected)?;
-        let greeting = greet(&mut stream, &hello, &ticket, stall);
-        let Some(welcome) = ticket.unless_stopped(greeting).await? else {
-            tracing::info!("the receiver has the snapshot already");
-            return Ok(());
-        };
-        let codec = if welcome.codecs.contains(order.codec) {
-            order.codec
-        } else {
-            Codec::None
-        };
-        ticket.start(codec::named(codec));
-
-        let sending = Arc::new(Mutex::new(Sending::new(&welcome)));
-        let (sealed, blocks) = mpsc::channel(AHEAD);
-        let sealing = Sealing {
-            ticket: Arc::clone(&ticket),
-            sending: Arc::clone(&sending),
-            codec,
-            sealed,
-        };
-        let sealer = blocking(move || {
-            sealing.run(&opened);
-            Ok(())
-        });
-        let connection = Connection {
-            ticket: &ticket,
-            movement: Movement::new(stall),
-            bucket: &order.bucket,
-        };
-        let (_, result) = tokio::join!(sealer, connection.run(stream, blocks, &sending));
-        result
+        let measured = tokio::time::timeout(MEASURE_FIRST, measured);
+        let (expected, stream) =
+            tokio::join!(measured, ticket.unless_stopped(net::dial(order.receiver)));
+        let hello = order.hello(ticket.id, expected.ok().flatten())?;
+        send(
+            &ticket,
+            stream?,
+            &hello,
+            opened,
+            order.codec,
+            &order.bucket,
+            stall,
+        )
+        .await
     }
+}
+
+/// Offers a snapshot to the receiver at the other end of a connection, and sends it.
+pub(crate) async fn send(
+    ticket: &Ticket,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    hello: &Hello,
+    opened: Arc<Opened>,
+    codec: Codec,
+    bucket: &Option<Arc<Bucket>>,
+    stall: Duration,
+) -> Result<()> {
+    let greeting = greet(&mut stream, hello, ticket, stall);
+    let Some(welcome) = ticket.unless_stopped(greeting).await? else {
+        tracing::info!("the receiver has the snapshot already");
+        return Ok(());
+    };
+    let codec = match welcome.codecs.contains(codec) {
+        true => codec,
+        false => Codec::None,
+    };
+    tracing::info!(
+        mode = welcome.mode.name(),
+        from = welcome.resume.raw,
+        "welcome"
+    );
+    ticket.start_at(welcome.resume.raw);
+    let anew = || begin(&opened, welcome.mode, codec);
+    Connection::new(ticket, stall, bucket, &welcome)
+        .run(stream, anew(), anew)
+        .await
+}
+
+/// Begins a pass over the snapshot for one receiver.
+fn begin(opened: &Arc<Opened>, mode: Mode, codec: Codec) -> Subscription {
+    let mut feed = Feed::new(Arc::clone(opened), mode, codec);
+    let pieces = feed.subscribe();
+    tokio::task::spawn_blocking(move || feed.run());
+    pieces
 }
 
 impl Order {
@@ -189,6 +201,7 @@ impl Order {
             Subvolume::open(image, number.to_string()).map_err(Error::btrfs(at))
         };
         Ok(Opened {
+            at: image.at(self.number),
             source: open(self.number, self.identity)?,
             parent: self
                 .parent
@@ -209,7 +222,7 @@ impl Order {
             snapshot,
             content: self.identity,
             parent: self.parent.map(|(_, identity)| identity),
-            mode: Mode::Stream,
+            mode: Mode::Extents,
             codecs: CodecSet::of([self.codec]),
             expected_raw,
         })
@@ -218,7 +231,7 @@ impl Order {
 
 /// Opens the conversation; `None` if the receiver has the snapshot already.
 async fn greet(
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     hello: &Hello,
     ticket: &Ticket,
     stall: Duration,

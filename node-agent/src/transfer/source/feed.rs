@@ -1,0 +1,275 @@
+//! The source's disk half: one pass over a snapshot, cut into blocks, sealed side by side, and handed
+//! to every receiver that listens. Where the blocks go is not known here.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use icbd_btrfs::{Block, BlockError, SendRequest, Subvolume};
+use icbd_wire::control::Reason;
+use icbd_wire::data::{BlockHash, Codec, Compressor, Data, Mode};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::error::{Error, Result};
+use crate::transfer::pipeline;
+
+/// Sealed blocks that wait for one receiver's connection, at most; each has up to 1 MiB.
+const AHEAD: usize = 4;
+
+/// How long one receiver may keep the others waiting, and the share of the time it may do so beyond.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE_SHARE: f64 = 0.05;
+
+/// The snapshots of a transfer, open.
+pub(crate) struct Opened {
+    pub(crate) source: Subvolume,
+    pub(crate) parent: Option<Subvolume>,
+    /// For messages.
+    pub(crate) at: String,
+}
+
+impl Opened {
+    pub(super) fn request(&self) -> SendRequest<'_> {
+        let (source, parent) = (&self.source, self.parent.as_ref());
+        SendRequest {
+            source,
+            parent,
+            clone_sources: &[],
+        }
+    }
+}
+
+/// A block ready for the wire.
+pub(super) struct Sealed {
+    codec: Codec,
+    raw_len: u32,
+    hash: BlockHash,
+    payload: Vec<u8>,
+}
+
+impl Sealed {
+    pub(super) fn data(&self) -> Data<'_> {
+        Data {
+            codec: self.codec,
+            raw_len: self.raw_len,
+            hash: self.hash,
+            payload: &self.payload,
+        }
+    }
+}
+
+/// What a receiver's connection gets to send.
+#[derive(Clone)]
+pub(super) enum Piece {
+    Block(Arc<Sealed>),
+    /// There are no more blocks.
+    End,
+    /// There are more, and they cannot be had.
+    Failed(Reason, String),
+}
+
+/// What a pass yields, for one receiver. It ends without [`Piece::End`] for one that kept the others
+/// waiting.
+pub(super) struct Subscription {
+    pub(super) pieces: mpsc::Receiver<Piece>,
+    pass: Arc<Pass>,
+}
+
+impl Subscription {
+    /// Bytes that the kernel has sent so far: what moves while no block can be made.
+    pub(super) fn kernel_bytes(&self) -> u64 {
+        self.pass.kernel_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.pass.listeners.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a pass and those who listen to it share.
+#[derive(Default)]
+struct Pass {
+    listeners: AtomicUsize,
+    kernel_bytes: AtomicU64,
+}
+
+/// One pass over a snapshot, not begun.
+pub(super) struct Feed {
+    opened: Arc<Opened>,
+    mode: Mode,
+    codec: Codec,
+    pass: Arc<Pass>,
+    subscribers: Vec<Subscriber>,
+}
+
+struct Subscriber {
+    pieces: mpsc::Sender<Piece>,
+    /// How long the others have waited for this one.
+    waited: Duration,
+}
+
+impl Feed {
+    pub(super) fn new(opened: Arc<Opened>, mode: Mode, codec: Codec) -> Self {
+        Self {
+            opened,
+            mode,
+            codec,
+            pass: Arc::default(),
+            subscribers: Vec::new(),
+        }
+    }
+
+    /// Makes one more receiver listen, from the first block on.
+    pub(super) fn subscribe(&mut self) -> Subscription {
+        let (sender, pieces) = mpsc::channel(AHEAD);
+        self.subscribers.push(Subscriber {
+            pieces: sender,
+            waited: Duration::ZERO,
+        });
+        self.pass.listeners.fetch_add(1, Ordering::Relaxed);
+        Subscription {
+            pieces,
+            pass: Arc::clone(&self.pass),
+        }
+    }
+
+    /// Makes the pass, until its end or until nobody listens. Blocks; within a runtime.
+    pub(super) fn run(mut self) {
+        let last = match self.seal_all() {
+            Ok(()) => Piece::End,
+            Err(error) => Piece::Failed(error.reason(), error.to_string()),
+        };
+        for subscriber in self.subscribers {
+            // Whoever has gone knows why.
+            let _ = subscriber.pieces.blocking_send(last.clone());
+        }
+    }
+
+    fn seal_all(&mut self) -> Result<()> {
+        let opened = Arc::clone(&self.opened);
+        let pass = Arc::clone(&self.pass);
+        let watch = move |bytes| {
+            pass.kernel_bytes.store(bytes, Ordering::Relaxed);
+            match pass.listeners.load(Ordering::Relaxed) {
+                0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        };
+        let failed = |error| Error::blocks(&opened.at)(error);
+        match self.mode {
+            Mode::Stream => {
+                let blocks = opened.request().blocks(watch).map_err(failed)?;
+                self.seal(blocks, failed)
+            }
+            Mode::Extents => {
+                let blocks = opened.request().extents(watch).map_err(failed)?;
+                self.seal(blocks, failed)
+            }
+        }
+    }
+
+    fn seal(
+        &mut self,
+        blocks: impl Iterator<Item = Result<Block, BlockError>> + Send,
+        failed: impl Fn(BlockError) -> Error + Sync,
+    ) -> Result<()> {
+        let (codec, subscribers) = (self.codec, &mut self.subscribers);
+        let (begun, runtime) = (Instant::now(), Handle::current());
+        let mut end = Ok(());
+        pipeline::in_order(
+            blocks,
+            Sealer::new,
+            |sealer, block| sealer.seal(codec, block.map_err(&failed)?, &failed),
+            |sealed| match sealed {
+                Ok(sealed) => {
+                    let piece = Piece::Block(Arc::new(sealed));
+                    broadcast(subscribers, &piece, begun, &runtime)
+                }
+                Err(error) => {
+                    end = Err(error);
+                    ControlFlow::Break(())
+                }
+            },
+        );
+        end
+    }
+}
+
+/// What a thread keeps from one block to the next.
+struct Sealer {
+    compressor: Compressor,
+    raw: Vec<u8>,
+}
+
+impl Sealer {
+    fn new() -> Self {
+        Self {
+            compressor: Compressor::new(),
+            raw: Vec::new(),
+        }
+    }
+
+    fn seal(
+        &mut self,
+        codec: Codec,
+        block: Block,
+        failed: impl Fn(BlockError) -> Error,
+    ) -> Result<Sealed> {
+        block.fill(&mut self.raw).map_err(failed)?;
+        let data = self.compressor.seal(codec, &self.raw).map_err(|error| {
+            Error::refused(Reason::IoError, format!("cannot seal a block: {error}"))
+        })?;
+        let Data {
+            codec,
+            raw_len,
+            hash,
+            payload,
+        } = data;
+        // What does not get smaller stays where it was read.
+        let payload = match codec {
+            Codec::None => std::mem::take(&mut self.raw),
+            _ => payload.to_vec(),
+        };
+        Ok(Sealed {
+            codec,
+            raw_len,
+            hash,
+            payload,
+        })
+    }
+}
+
+/// Hands a piece to all who listen. Whoever is not ready for it is waited for, and left behind when
+/// that takes too long while others wait too.
+fn broadcast(
+    subscribers: &mut Vec<Subscriber>,
+    piece: &Piece,
+    begun: Instant,
+    runtime: &Handle,
+) -> ControlFlow<()> {
+    let together = subscribers.len() > 1;
+    subscribers.retain_mut(|subscriber| {
+        match subscriber.pieces.try_send(piece.clone()) {
+            Ok(()) => return true,
+            Err(mpsc::error::TrySendError::Closed(_)) => return false,
+            Err(mpsc::error::TrySendError::Full(_)) if !together => {
+                return subscriber.pieces.blocking_send(piece.clone()).is_ok();
+            }
+            Err(mpsc::error::TrySendError::Full(_)) => {}
+        }
+        let patience = PATIENCE + begun.elapsed().mul_f64(PATIENCE_SHARE);
+        let left = patience.saturating_sub(subscriber.waited);
+        let waiting = Instant::now();
+        let sent = runtime.block_on(subscriber.pieces.send_timeout(piece.clone(), left));
+        subscriber.waited += waiting.elapsed();
+        sent.is_ok()
+    });
+    match subscribers.is_empty() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
