@@ -9,6 +9,7 @@ mod image;
 mod metrics;
 mod net;
 mod pool;
+mod replicate;
 mod serve;
 mod supervise;
 mod transfer;
@@ -47,6 +48,9 @@ enum Command {
         #[arg(long, env = "ICBD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
         log_format: LogFormat,
     },
+    /// Replicate one read-only snapshot into another btrfs directory: what hosts without Kubernetes
+    /// use. Run again after an interruption, it goes on where it was.
+    Replicate(#[command(flatten)] replicate::Options),
     /// Print the digest of a subvolume's whole tree: equal for equal trees, on any host.
     Digest {
         /// The subvolume.
@@ -66,6 +70,10 @@ fn main() -> ExitCode {
             options,
             log_format,
         } => run(options, log_format),
+        Command::Replicate(options) => {
+            start_log_quietly();
+            return replicate::run(&options);
+        }
         Command::Digest { subvolume } => digest(&subvolume),
     };
     match done {
@@ -86,6 +94,13 @@ fn run(options: serve::Options, log_format: LogFormat) -> Result<()> {
     let served = runtime.block_on(serve::serve(options));
     runtime.shutdown_timeout(END_WITHIN);
     served
+}
+
+/// For who runs one command and reads its messages.
+fn start_log_quietly() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    log.with_writer(io::stderr).init();
 }
 
 fn start_log(format: LogFormat) {

@@ -400,7 +400,7 @@ async fn what_is_announced_anew_replaces_what_was_announced_before() {
     succeeded(&received);
     failed(
         &to.ended(&first.transfer, Role::Receiver).await,
-        Reason::Cancelled,
+        Reason::PeerLost,
     );
     assert_eq!(source.digest(1), receiver.digest(1));
 }

@@ -1,16 +1,50 @@
-//! Codecs as the operator and as the data protocol call them.
+//! Codecs as the operator, people and the data protocol call them.
+
+use std::str::FromStr;
 
 use icbd_wire::control;
-use icbd_wire::data::Codec;
+use icbd_wire::data::{Codec, CodecSet, UnknownCodec};
 
-/// `Auto` is LZ4 in this version: no link is so fast that it costs more than it saves by much.
-pub(super) fn chosen(wanted: control::Codec) -> Codec {
-    match wanted {
-        control::Codec::Auto | control::Codec::Lz4 => Codec::Lz4,
-        control::Codec::None => Codec::None,
-        control::Codec::Snappy => Codec::Snappy,
-        control::Codec::Zlib => Codec::Zlib,
-        control::Codec::Zstd => Codec::Zstd,
+/// Which codec a transfer is to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CodecChoice {
+    /// Whatever gets most through, found out on the way.
+    Auto,
+    /// This one.
+    Always(Codec),
+}
+
+impl CodecChoice {
+    /// What to offer to the receiver.
+    pub(crate) fn offered(self) -> CodecSet {
+        match self {
+            Self::Auto => CodecSet::of(super::source::AUTO),
+            Self::Always(codec) => CodecSet::of([codec]),
+        }
+    }
+}
+
+impl From<control::Codec> for CodecChoice {
+    fn from(wanted: control::Codec) -> Self {
+        Self::Always(match wanted {
+            control::Codec::Auto => return Self::Auto,
+            control::Codec::None => Codec::None,
+            control::Codec::Snappy => Codec::Snappy,
+            control::Codec::Lz4 => Codec::Lz4,
+            control::Codec::Zlib => Codec::Zlib,
+            control::Codec::Zstd => Codec::Zstd,
+        })
+    }
+}
+
+impl FromStr for CodecChoice {
+    type Err = UnknownCodec;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            name => name.parse().map(Self::Always),
+        }
     }
 }
 

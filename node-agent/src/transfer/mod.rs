@@ -27,10 +27,15 @@ use crate::error::{Error, Result};
 use crate::image::{ImageId, Images, SnapshotNumber};
 use crate::metrics::Metrics;
 use crate::watch::Facts;
+pub(crate) use codec::CodecChoice;
+pub(crate) use limit::Bucket;
 use limit::Limits;
-pub(crate) use link::Pace;
+pub(crate) use link::{Pace, read_hello};
 use listen::Incoming;
-use ticket::Ticket;
+pub(crate) use receiver::home::Home;
+pub(crate) use receiver::receive;
+pub(crate) use source::{Opened, send};
+pub(crate) use ticket::Ticket;
 pub(crate) use ticket::now;
 
 /// How often the operator hears of a transfer's progress.

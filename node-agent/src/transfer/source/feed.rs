@@ -2,16 +2,17 @@
 //! to every receiver that listens. Where the blocks go is not known here.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use icbd_btrfs::{Block, BlockError, SendRequest, Subvolume};
 use icbd_wire::control::Reason;
-use icbd_wire::data::{BlockHash, Codec, Compressor, Data, Mode};
+use icbd_wire::data::{BlockHash, Codec, CodecSet, Compressor, Data, Mode};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::auto::Auto;
 use crate::error::{Error, Result};
 use crate::transfer::pipeline;
 
@@ -43,6 +44,8 @@ impl Opened {
 
 /// A block ready for the wire.
 pub(super) struct Sealed {
+    /// In what it was to be compressed.
+    wanted: Codec,
     codec: Codec,
     raw_len: u32,
     hash: BlockHash,
@@ -97,11 +100,29 @@ struct Pass {
     kernel_bytes: AtomicU64,
 }
 
+/// In what the blocks of a pass are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Agreed {
+    Always(Codec),
+    /// In whichever of these gets most through.
+    Best(CodecSet),
+}
+
+impl Agreed {
+    /// Of one codec that one is always the best.
+    fn chooser(self) -> Auto {
+        match self {
+            Self::Always(codec) => Auto::always(codec),
+            Self::Best(codecs) => Auto::new(codecs),
+        }
+    }
+}
+
 /// One pass over a snapshot, not begun.
 pub(super) struct Feed {
     opened: Arc<Opened>,
     mode: Mode,
-    codec: Codec,
+    codec: Agreed,
     pass: Arc<Pass>,
     subscribers: Vec<Subscriber>,
 }
@@ -113,7 +134,7 @@ struct Subscriber {
 }
 
 impl Feed {
-    pub(super) fn new(opened: Arc<Opened>, mode: Mode, codec: Codec) -> Self {
+    pub(super) fn new(opened: Arc<Opened>, mode: Mode, codec: Agreed) -> Self {
         Self {
             opened,
             mode,
@@ -177,17 +198,24 @@ impl Feed {
         blocks: impl Iterator<Item = Result<Block, BlockError>> + Send,
         failed: impl Fn(BlockError) -> Error + Sync,
     ) -> Result<()> {
-        let (codec, subscribers) = (self.codec, &mut self.subscribers);
+        let (chooser, subscribers) = (Mutex::new(self.codec.chooser()), &mut self.subscribers);
+        let chooser = || chooser.lock().unwrap_or_else(PoisonError::into_inner);
         let (begun, runtime) = (Instant::now(), Handle::current());
         let mut end = Ok(());
         pipeline::in_order(
             blocks,
             Sealer::new,
-            |sealer, block| sealer.seal(codec, block.map_err(&failed)?, &failed),
+            |sealer, block| {
+                let codec = chooser().codec();
+                sealer.seal(codec, block.map_err(&failed)?, &failed)
+            },
             |sealed| match sealed {
                 Ok(sealed) => {
+                    let (wanted, raw_len) = (sealed.wanted, sealed.raw_len);
                     let piece = Piece::Block(Arc::new(sealed));
-                    broadcast(subscribers, &piece, begun, &runtime)
+                    let sent = broadcast(subscribers, &piece, begun, &runtime);
+                    chooser().passed(wanted, raw_len.into(), Instant::now());
+                    sent
                 }
                 Err(error) => {
                     end = Err(error);
@@ -215,12 +243,12 @@ impl Sealer {
 
     fn seal(
         &mut self,
-        codec: Codec,
+        wanted: Codec,
         block: Block,
         failed: impl Fn(BlockError) -> Error,
     ) -> Result<Sealed> {
         block.fill(&mut self.raw).map_err(failed)?;
-        let data = self.compressor.seal(codec, &self.raw).map_err(|error| {
+        let data = self.compressor.seal(wanted, &self.raw).map_err(|error| {
             Error::refused(Reason::IoError, format!("cannot seal a block: {error}"))
         })?;
         let Data {
@@ -235,6 +263,7 @@ impl Sealer {
             _ => payload.to_vec(),
         };
         Ok(Sealed {
+            wanted,
             codec,
             raw_len,
             hash,

@@ -1,6 +1,7 @@
 //! The source's end of a transfer: what to send is checked and opened, the receiver is greeted, and
 //! two halves go to work: `feed` on the disk, `converse` on the connection.
 
+mod auto;
 mod converse;
 mod feed;
 mod measure;
@@ -13,17 +14,20 @@ use std::time::Duration;
 
 use icbd_btrfs::Subvolume;
 use icbd_wire::control::{self, Reason, Role};
-use icbd_wire::data::{Answer, Codec, CodecSet, FailureCode, Hello, Mode, VersionRange, Welcome};
+use icbd_wire::data::{Answer, Codec, FailureCode, Hello, Mode, VersionRange, Welcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use uuid::Uuid;
 
+pub(crate) use self::auto::AUTO;
 use self::converse::Connection;
-use self::feed::{Feed, Opened, Subscription};
+pub(crate) use self::feed::Opened;
+use self::feed::{Agreed, Feed, Subscription};
 use self::measure::measure;
+use super::Transfers;
+use super::codec::CodecChoice;
 use super::limit::Bucket;
 use super::link;
 use super::ticket::Ticket;
-use super::{Transfers, codec};
 use crate::error::{Error, Result};
 use crate::image::{self, ImageDir, ImageId, Meta, SnapshotNumber, claim, inventory};
 use crate::net;
@@ -38,7 +42,7 @@ struct Order {
     identity: Uuid,
     parent: Option<(SnapshotNumber, Uuid)>,
     receiver: SocketAddr,
-    codec: Codec,
+    codec: CodecChoice,
     bucket: Option<Arc<Bucket>>,
 }
 
@@ -78,7 +82,6 @@ impl Transfers {
         if let Some((parent, _)) = order.parent {
             let _ = ticket.parent.set(parent);
         }
-        ticket.start(codec::named(order.codec));
         let work = Self::send_to_end(Arc::clone(&ticket), order, opened, self.0.pace.stall);
         self.run(&ticket, work)
     }
@@ -112,7 +115,7 @@ impl Transfers {
             identity: image::uuid("identity", &request.identity)?,
             parent,
             receiver: SocketAddr::new(address, port),
-            codec: codec::chosen(request.codec()),
+            codec: request.codec().into(),
             bucket: limit.map(|limit| self.0.limits.bucket(limit)),
         })
     }
@@ -123,7 +126,7 @@ impl Transfers {
         opened: Opened,
         stall: Duration,
     ) -> Result<()> {
-        tracing::info!(receiver = %order.receiver, codec = %order.codec, "sending");
+        tracing::info!(receiver = %order.receiver, codec = ?order.codec, "sending");
         let opened = Arc::new(opened);
         let measured = measure(Arc::clone(&ticket), Arc::clone(&opened));
         let measured = tokio::time::timeout(MEASURE_FIRST, measured);
@@ -149,7 +152,7 @@ pub(crate) async fn send(
     mut stream: impl AsyncRead + AsyncWrite + Unpin + Send,
     hello: &Hello,
     opened: Arc<Opened>,
-    codec: Codec,
+    codec: CodecChoice,
     bucket: &Option<Arc<Bucket>>,
     stall: Duration,
 ) -> Result<()> {
@@ -158,9 +161,10 @@ pub(crate) async fn send(
         tracing::info!("the receiver has the snapshot already");
         return Ok(());
     };
-    let codec = match welcome.codecs.contains(codec) {
-        true => codec,
-        false => Codec::None,
+    let agreed = match codec {
+        CodecChoice::Auto => Agreed::Best(welcome.codecs),
+        CodecChoice::Always(codec) if welcome.codecs.contains(codec) => Agreed::Always(codec),
+        CodecChoice::Always(_) => Agreed::Always(Codec::None),
     };
     tracing::info!(
         mode = welcome.mode.name(),
@@ -168,14 +172,14 @@ pub(crate) async fn send(
         "welcome"
     );
     ticket.start_at(welcome.resume.raw);
-    let anew = || begin(&opened, welcome.mode, codec);
+    let anew = || begin(&opened, welcome.mode, agreed);
     Connection::new(ticket, stall, bucket, &welcome)
         .run(stream, anew(), anew)
         .await
 }
 
 /// Begins a pass over the snapshot for one receiver.
-fn begin(opened: &Arc<Opened>, mode: Mode, codec: Codec) -> Subscription {
+fn begin(opened: &Arc<Opened>, mode: Mode, codec: Agreed) -> Subscription {
     let mut feed = Feed::new(Arc::clone(opened), mode, codec);
     let pieces = feed.subscribe();
     tokio::task::spawn_blocking(move || feed.run());
@@ -223,7 +227,7 @@ impl Order {
             content: self.identity,
             parent: self.parent.map(|(_, identity)| identity),
             mode: Mode::Extents,
-            codecs: CodecSet::of([self.codec]),
+            codecs: self.codec.offered(),
             expected_raw,
         })
     }
