@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::error::{Error, Result, blocking};
 use crate::image::ImageId;
 use crate::net;
-use crate::transfer::{Bucket, CodecChoice, Pace, Ticket, read_hello, receive, send};
+use crate::transfer::{Bucket, CodecChoice, Pace, Sender, Ticket, read_hello, receive};
 use progress::Meter;
 use snapshots::{Found, Pair};
 
@@ -177,21 +177,20 @@ async fn transfer(options: &Options, pair: Pair, meter: &Meter) -> Result<Report
         receive(&receiver, PACE, stream, &hello, folder).await
     };
     let sending = async {
-        let stream = net::dial(address).await?;
+        let mut stream = net::dial(address).await?;
         let bucket = options
             .limit
             .map(|limit| Arc::new(Bucket::new(limit.get())));
-        let codec = options.codec;
-        send(
-            &source,
-            stream,
-            &hello,
-            Arc::new(opened),
-            codec,
-            &bucket,
-            PACE.stall,
-        )
-        .await
+        let sender = Sender {
+            ticket: &source,
+            codec: options.codec,
+            bucket: &bucket,
+            stall: PACE.stall,
+        };
+        match sender.greet(&mut stream, &hello).await? {
+            Some(welcome) => sender.send_alone(stream, &welcome, &Arc::new(opened)).await,
+            None => Ok(()),
+        }
     };
     let (sent, received) = tokio::join!(sending, receiving);
     // The receiver knows best why: what the source says is mostly that it was told so.

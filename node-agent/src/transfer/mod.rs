@@ -34,7 +34,8 @@ pub(crate) use link::{Pace, read_hello};
 use listen::Incoming;
 pub(crate) use receiver::home::Home;
 pub(crate) use receiver::receive;
-pub(crate) use source::{Opened, send};
+use source::Gatherings;
+pub(crate) use source::{Opened, Sender};
 pub(crate) use ticket::Ticket;
 pub(crate) use ticket::now;
 
@@ -56,6 +57,8 @@ struct Inner {
     expected: Mutex<HashMap<Uuid, oneshot::Sender<Incoming>>>,
     /// Held while what was announced before is replaced.
     announcing: tokio::sync::Mutex<()>,
+    /// Passes over snapshots that are about to begin.
+    gatherings: Gatherings,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -71,6 +74,7 @@ impl Transfers {
             tickets: Mutex::default(),
             expected: Mutex::default(),
             announcing: tokio::sync::Mutex::default(),
+            gatherings: Gatherings::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }))

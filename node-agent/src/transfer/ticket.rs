@@ -78,6 +78,16 @@ impl Ticket {
         self.running.store(true, Ordering::Relaxed);
     }
 
+    /// Whether bytes move, or are about to.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// Raw bytes in all; 0: not known yet.
+    pub(crate) fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
     /// Says how many raw bytes there will be, if anybody knows.
     pub(crate) fn set_total(&self, bytes: u64) {
         self.total.store(bytes, Ordering::Relaxed);

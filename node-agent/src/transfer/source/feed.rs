@@ -101,7 +101,7 @@ struct Pass {
 }
 
 /// In what the blocks of a pass are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Agreed {
     Always(Codec),
     /// In whichever of these gets most through.

@@ -4,6 +4,7 @@
 mod auto;
 mod converse;
 mod feed;
+mod gather;
 mod measure;
 
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +23,8 @@ pub(crate) use self::auto::AUTO;
 use self::converse::Connection;
 pub(crate) use self::feed::Opened;
 use self::feed::{Agreed, Feed, Subscription};
+pub(super) use self::gather::Gatherings;
+use self::gather::PassKey;
 use self::measure::measure;
 use super::Transfers;
 use super::codec::CodecChoice;
@@ -82,7 +85,7 @@ impl Transfers {
         if let Some((parent, _)) = order.parent {
             let _ = ticket.parent.set(parent);
         }
-        let work = Self::send_to_end(Arc::clone(&ticket), order, opened, self.0.pace.stall);
+        let work = self.clone().send_to_end(Arc::clone(&ticket), order, opened);
         self.run(&ticket, work)
     }
 
@@ -121,61 +124,103 @@ impl Transfers {
     }
 
     async fn send_to_end(
+        self,
         ticket: Arc<Ticket>,
         order: Arc<Order>,
         opened: Opened,
-        stall: Duration,
     ) -> Result<()> {
         tracing::info!(receiver = %order.receiver, codec = ?order.codec, "sending");
         let opened = Arc::new(opened);
         let measured = measure(Arc::clone(&ticket), Arc::clone(&opened));
         let measured = tokio::time::timeout(MEASURE_FIRST, measured);
-        let (expected, stream) =
-            tokio::join!(measured, ticket.unless_stopped(net::dial(order.receiver)));
+        let dialled = ticket.unless_stopped(net::dial(order.receiver));
+        let (expected, stream) = tokio::join!(measured, dialled);
         let hello = order.hello(ticket.id, expected.ok().flatten())?;
-        send(
-            &ticket,
-            stream?,
-            &hello,
-            opened,
-            order.codec,
-            &order.bucket,
-            stall,
-        )
-        .await
+        let sender = Sender {
+            ticket: &ticket,
+            codec: order.codec,
+            bucket: &order.bucket,
+            stall: self.0.pace.stall,
+        };
+        let mut stream = stream?;
+        let welcome = sender.greet(&mut stream, &hello).await;
+        self.0.gatherings.greeted();
+        let Some(welcome) = welcome? else {
+            return Ok(());
+        };
+        let key = PassKey {
+            image: order.image.clone(),
+            number: order.number,
+            content: order.identity,
+            parent: order.parent.map(|(_, parent)| parent),
+            mode: welcome.mode,
+            codec: sender.agreed(&welcome),
+        };
+        let pieces = self.listen_to(key, &opened, &ticket);
+        sender.send(stream, pieces, &welcome, &opened).await
     }
 }
 
-/// Offers a snapshot to the receiver at the other end of a connection, and sends it.
-pub(crate) async fn send(
-    ticket: &Ticket,
-    mut stream: impl AsyncRead + AsyncWrite + Unpin + Send,
-    hello: &Hello,
-    opened: Arc<Opened>,
-    codec: CodecChoice,
-    bucket: &Option<Arc<Bucket>>,
-    stall: Duration,
-) -> Result<()> {
-    let greeting = greet(&mut stream, hello, ticket, stall);
-    let Some(welcome) = ticket.unless_stopped(greeting).await? else {
-        tracing::info!("the receiver has the snapshot already");
-        return Ok(());
-    };
-    let agreed = match codec {
-        CodecChoice::Auto => Agreed::Best(welcome.codecs),
-        CodecChoice::Always(codec) if welcome.codecs.contains(codec) => Agreed::Always(codec),
-        CodecChoice::Always(_) => Agreed::Always(Codec::None),
-    };
-    tracing::info!(
-        mode = welcome.mode.name(),
-        from = welcome.resume.raw,
-        "welcome"
-    );
-    ticket.start_at(welcome.resume.raw);
-    let anew = || begin(&opened, welcome.mode, agreed);
-    Connection::new(ticket, stall, bucket, &welcome)
-        .run(stream, anew(), anew)
-        .await
+/// One transfer to the receiver at the other end of a connection.
+pub(crate) struct Sender<'a> {
+    pub(crate) ticket: &'a Ticket,
+    pub(crate) codec: CodecChoice,
+    pub(crate) bucket: &'a Option<Arc<Bucket>>,
+    pub(crate) stall: Duration,
+}
+
+impl Sender<'_> {
+    /// Opens the conversation; `None` if the receiver has the snapshot already.
+    pub(crate) async fn greet(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        hello: &Hello,
+    ) -> Result<Option<Welcome>> {
+        let greeting = greet(stream, hello, self.ticket, self.stall);
+        let welcome = self.ticket.unless_stopped(greeting).await?;
+        match &welcome {
+            Some(welcome) => {
+                let (mode, from) = (welcome.mode.name(), welcome.resume.raw);
+                tracing::info!(mode, from, "welcome");
+                self.ticket.start_at(from);
+            }
+            None => tracing::info!("the receiver has the snapshot already"),
+        }
+        Ok(welcome)
+    }
+
+    /// Sends what a pass yields, to the end.
+    async fn send(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+        pieces: Subscription,
+        welcome: &Welcome,
+        opened: &Arc<Opened>,
+    ) -> Result<()> {
+        let alone = || begin(opened, welcome.mode, self.agreed(welcome));
+        Connection::new(self.ticket, self.stall, self.bucket, welcome)
+            .run(stream, pieces, alone)
+            .await
+    }
+
+    /// Sends a snapshot to a receiver that has welcomed it, from a pass of its own.
+    pub(crate) async fn send_alone(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+        welcome: &Welcome,
+        opened: &Arc<Opened>,
+    ) -> Result<()> {
+        let pieces = begin(opened, welcome.mode, self.agreed(welcome));
+        self.send(stream, pieces, welcome, opened).await
+    }
+
+    fn agreed(&self, welcome: &Welcome) -> Agreed {
+        match self.codec {
+            CodecChoice::Auto => Agreed::Best(welcome.codecs),
+            CodecChoice::Always(codec) if welcome.codecs.contains(codec) => Agreed::Always(codec),
+            CodecChoice::Always(_) => Agreed::Always(Codec::None),
+        }
+    }
 }
 
 /// Begins a pass over the snapshot for one receiver.

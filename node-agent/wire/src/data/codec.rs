@@ -67,7 +67,7 @@ impl FromStr for Codec {
 }
 
 /// A set of codecs. [`Codec::None`] is always in it: a block that does not shrink is sent as it is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CodecSet(u32);
 
 impl CodecSet {

@@ -145,7 +145,7 @@ fn encode_message(kind: HandshakeKind, body: &impl Message, out: &mut Vec<u8>) {
 }
 
 /// How the raw bytes make up a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Mode {
     /// They are the kernel's send stream. Every source and every receiver can do this.
