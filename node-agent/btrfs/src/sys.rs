@@ -5,21 +5,22 @@
 //! `linux-raw-sys` generates them for each architecture.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use linux_raw_sys::btrfs::{
-    BTRFS_SUBVOL_RDONLY, btrfs_ioctl_fs_info_args, btrfs_ioctl_get_subvol_info_args,
-    btrfs_ioctl_ino_path_args, btrfs_ioctl_received_subvol_args, btrfs_ioctl_send_args,
-    btrfs_ioctl_timespec, btrfs_ioctl_vol_args_v2,
-    btrfs_ioctl_vol_args_v2__bindgen_ty_1 as ArgsUnion,
+    BTRFS_INODE_ITEM_KEY, BTRFS_SUBVOL_RDONLY, btrfs_inode_item, btrfs_ioctl_fs_info_args,
+    btrfs_ioctl_get_subvol_info_args, btrfs_ioctl_received_subvol_args, btrfs_ioctl_search_args,
+    btrfs_ioctl_search_header, btrfs_ioctl_search_key, btrfs_ioctl_send_args, btrfs_ioctl_timespec,
+    btrfs_ioctl_vol_args_v2, btrfs_ioctl_vol_args_v2__bindgen_ty_1 as ArgsUnion,
     btrfs_ioctl_vol_args_v2__bindgen_ty_2 as NameUnion,
 };
 use linux_raw_sys::ctypes::c_char;
 use linux_raw_sys::general::file_clone_range;
 use linux_raw_sys::ioctl::{
-    BTRFS_IOC_FS_INFO, BTRFS_IOC_GET_SUBVOL_INFO, BTRFS_IOC_INO_PATHS, BTRFS_IOC_SEND,
-    BTRFS_IOC_SET_RECEIVED_SUBVOL, BTRFS_IOC_SNAP_CREATE_V2, BTRFS_IOC_SNAP_DESTROY_V2,
-    BTRFS_IOC_SUBVOL_CREATE_V2, BTRFS_IOC_SUBVOL_GETFLAGS, BTRFS_IOC_SUBVOL_SETFLAGS, FICLONERANGE,
+    BTRFS_IOC_FS_INFO, BTRFS_IOC_GET_SUBVOL_INFO, BTRFS_IOC_SEND, BTRFS_IOC_SET_RECEIVED_SUBVOL,
+    BTRFS_IOC_SNAP_CREATE_V2, BTRFS_IOC_SNAP_DESTROY_V2, BTRFS_IOC_SUBVOL_CREATE_V2,
+    BTRFS_IOC_SUBVOL_GETFLAGS, BTRFS_IOC_SUBVOL_SETFLAGS, BTRFS_IOC_TREE_SEARCH, FICLONERANGE,
 };
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl};
@@ -43,7 +44,7 @@ const _: () = {
     assert!(
         argument_size(BTRFS_IOC_GET_SUBVOL_INFO) == size_of::<btrfs_ioctl_get_subvol_info_args>()
     );
-    assert!(argument_size(BTRFS_IOC_INO_PATHS) == size_of::<btrfs_ioctl_ino_path_args>());
+    assert!(argument_size(BTRFS_IOC_TREE_SEARCH) == size_of::<btrfs_ioctl_search_args>());
     assert!(argument_size(FICLONERANGE) == size_of::<file_clone_range>());
     assert!(argument_size(BTRFS_IOC_FS_INFO) == size_of::<btrfs_ioctl_fs_info_args>());
 };
@@ -196,38 +197,93 @@ pub(crate) fn clone_range(
     unsafe { ioctl(target, Setter::<OPCODE, _>::new(args)) }
 }
 
-/// Bytes of the answer to `inode_path`; the kernel gives no more.
-const INODE_PATHS: usize = 4096;
+/// What the tree of a subvolume keeps of an inode.
+pub(crate) struct InodeItem {
+    /// Transaction that made it; tells it from others that had its number before.
+    pub(crate) generation: u64,
+    /// Type and permissions.
+    pub(crate) mode: u32,
+}
 
-/// A path of the file `inode` below the root of the subvolume that `fd` is in: the first one that
-/// the kernel finds. It wants CAP_DAC_READ_SEARCH for that.
-pub(crate) fn inode_path(fd: BorrowedFd<'_>, inode: u64) -> Result<Vec<u8>> {
-    const OPCODE: Opcode = BTRFS_IOC_INO_PATHS as Opcode;
-    /// Bytes before the offsets of the paths in a btrfs_data_container: how many there are is in the
-    /// third of four 32-bit fields. Offsets are 64-bit and count from the first of them.
-    const HEAD: usize = 16;
-    let mut answer = [0_u64; INODE_PATHS / 8];
-    let args = btrfs_ioctl_ino_path_args {
-        inum: inode,
-        size: INODE_PATHS as u64,
-        reserved: [0; 4],
-        fspath: answer.as_mut_ptr() as u64,
+/// What is kept of `inode` in the subvolume that `fd` is in; ENOENT if it has none of that number.
+pub(crate) fn inode_item(fd: BorrowedFd<'_>, inode: u64) -> Result<InodeItem> {
+    const OPCODE: Opcode = BTRFS_IOC_TREE_SEARCH as Opcode;
+    let mut args = btrfs_ioctl_search_args {
+        key: btrfs_ioctl_search_key {
+            tree_id: 0, // that of `fd`
+            min_objectid: inode,
+            max_objectid: inode,
+            min_offset: 0,
+            max_offset: u64::MAX,
+            min_transid: 0,
+            max_transid: u64::MAX,
+            min_type: BTRFS_INODE_ITEM_KEY,
+            max_type: BTRFS_INODE_ITEM_KEY,
+            nr_items: 1,
+            unused: 0,
+            unused1: 0,
+            unused2: 0,
+            unused3: 0,
+            unused4: 0,
+        },
+        buf: [0; 3992],
     };
-    // SAFETY: the opcode reads a btrfs_ioctl_ino_path_args and writes at most `size` bytes, a
-    // btrfs_data_container, to where `fspath` points, during the call; any bit pattern is valid
-    // there, and nothing else refers to `answer` meanwhile.
-    unsafe { ioctl(fd, Setter::<OPCODE, _>::new(args))? };
-    let answer = answer.map(u64::to_ne_bytes);
-    let [_, [c0, c1, c2, c3, ..], first, ..] = answer;
-    if u32::from_ne_bytes([c0, c1, c2, c3]) == 0 {
-        // Every file has a path; this one's are too long for the answer.
-        return Err(Errno::NAMETOOLONG);
+    // SAFETY: the opcode reads and writes a btrfs_ioctl_search_args, during the call; the size is
+    // asserted above, and any bit pattern is valid in it.
+    unsafe { ioctl(fd, Updater::<OPCODE, _>::new(&mut args))? };
+    if args.key.nr_items == 0 {
+        return Err(Errno::NOENT);
     }
-    let path = usize::try_from(u64::from_ne_bytes(first))
-        .ok()
-        .and_then(|at| answer.as_flattened().get(HEAD + at..))
-        .ok_or(Errno::OVERFLOW)?;
-    Ok(path.iter().copied().take_while(|&byte| byte != 0).collect())
+    // A btrfs_ioctl_search_header, then the item, little-endian as on disk.
+    let item = args.buf.map(|byte| byte as u8);
+    let item = item.get(size_of::<btrfs_ioctl_search_header>()..);
+    let item = item.ok_or(Errno::OVERFLOW)?;
+    let field = |at: usize| item.get(at..).ok_or(Errno::OVERFLOW);
+    let generation = field(offset_of!(btrfs_inode_item, generation))?.first_chunk();
+    let mode = field(offset_of!(btrfs_inode_item, mode))?.first_chunk();
+    Ok(InodeItem {
+        generation: u64::from_le_bytes(*generation.ok_or(Errno::OVERFLOW)?),
+        mode: u32::from_le_bytes(*mode.ok_or(Errno::OVERFLOW)?),
+    })
+}
+
+/// How btrfs names an inode of a subvolume in file handles (`struct btrfs_fid` of the kernel's
+/// `fs/btrfs/export.h`, as far as it goes for FILEID_BTRFS_WITHOUT_PARENT).
+#[repr(C, packed(4))]
+struct InodeHandle {
+    bytes: u32,
+    kind: i32,
+    inode: u64,
+    subvolume: u64,
+    generation: u32,
+}
+
+/// Opens `inode` of the subvolume with the id `subvolume`, which is in the file system of `fd`, for
+/// reading. ESTALE if there is none of that number and generation. It needs CAP_DAC_READ_SEARCH.
+pub(crate) fn open_inode(
+    fd: BorrowedFd<'_>,
+    subvolume: u64,
+    inode: u64,
+    generation: u64,
+) -> Result<OwnedFd> {
+    const FILEID_BTRFS_WITHOUT_PARENT: i32 = 0x4d;
+    let mut handle = InodeHandle {
+        bytes: (size_of::<InodeHandle>() - offset_of!(InodeHandle, inode)) as u32,
+        kind: FILEID_BTRFS_WITHOUT_PARENT,
+        inode,
+        subvolume,
+        generation: generation as u32, // of which the kernel too keeps the lower half
+    };
+    let flags = libc::O_RDONLY | libc::O_NOATIME | libc::O_CLOEXEC;
+    // SAFETY: the handle begins as a file_handle does, and has as many bytes behind that as it says;
+    // the kernel reads it during the call.
+    let opened =
+        unsafe { libc::open_by_handle_at(fd.as_raw_fd(), (&raw mut handle).cast(), flags) };
+    match opened {
+        // SAFETY: a descriptor that was just opened, and that nobody else knows.
+        0.. => Ok(unsafe { OwnedFd::from_raw_fd(opened) }),
+        _ => Err(last_error()),
+    }
 }
 
 /// Appends up to `length` bytes of the file at `offset` to `out`; how many, 0 at the file's end.
@@ -259,8 +315,13 @@ pub(crate) fn start_write_back(fd: BorrowedFd<'_>, offset: u64, length: u64) -> 
     };
     match result {
         0 => Ok(()),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        _ => Err(last_error()),
     }
+}
+
+/// What the C library says of the call that has just failed.
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// The argument of the calls that name an entry of a directory; `name` gets its NUL here.

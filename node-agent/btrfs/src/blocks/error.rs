@@ -53,7 +53,7 @@ pub enum BlockError {
 }
 
 impl BlockError {
-    pub(super) fn of(error: StreamError) -> Self {
+    pub(crate) fn of(error: StreamError) -> Self {
         match Failure::of(error) {
             Failure::BrokenOff => Self::BrokenOff,
             Failure::Send(error) => Self::Send(error),

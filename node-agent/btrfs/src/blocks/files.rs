@@ -1,7 +1,7 @@
 //! The files of the snapshot that is sent: found by inode number, and read. Which inode a path of the
 //! stream means is `overlay.rs`' answer.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -25,6 +25,7 @@ pub(super) struct Snapshots {
 #[derive(Debug)]
 struct Unchanged {
     snapshot: Subvolume,
+    id: u64,
     /// Transaction of its last change when the hold began.
     ctransid: u64,
 }
@@ -65,17 +66,25 @@ impl Snapshots {
     fn stat_in_parent(&self, path: &[u8]) -> Result<Stat, BlockError> {
         let parent = self.parent.as_ref();
         let parent = parent.ok_or_else(|| BlockError::unknown(path))?;
-        place(parent.snapshot.as_fd(), path)
-            .and_then(rustix::fs::fstat)
-            .map_err(BlockError::file("find in the parent", path))
+        rustix::fs::openat2(
+            &parent.snapshot,
+            path,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
+        )
+        .and_then(rustix::fs::fstat)
+        .map_err(BlockError::file("find in the parent", path))
     }
 }
 
 impl Unchanged {
     fn new(snapshot: &Subvolume) -> Result<Self, Error> {
+        let info = snapshot.info()?;
         Ok(Self {
             snapshot: snapshot.try_clone()?,
-            ctransid: snapshot.info()?.ctransid,
+            id: info.id,
+            ctransid: info.ctransid,
         })
     }
 
@@ -115,36 +124,15 @@ impl SourceFile {
 
     /// Opens it for reading.
     pub(super) fn open(&self) -> Result<OwnedFd, BlockError> {
-        let failed = |doing| BlockError::file(doing, &self.path);
-        let source = self.snapshots.source.snapshot.as_fd();
-        let place = match self.here(source)? {
-            Some(place) => place,
-            None => {
-                let path = sys::inode_path(source, self.inode).map_err(failed("find"))?;
-                place(source, &path).map_err(failed("open"))?
-            }
-        };
-        let stat = rustix::fs::fstat(&place).map_err(failed("look at"))?;
-        if stat.st_ino != self.inode
-            || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
-        {
+        let Unchanged { snapshot, id, .. } = &self.snapshots.source;
+        let item = sys::inode_item(snapshot.as_fd(), self.inode)
+            .map_err(BlockError::file("find", &self.path))?;
+        // Opening anything else could have an effect.
+        if FileType::from_raw_mode(item.mode) != FileType::RegularFile {
             return Err(BlockError::unknown(&self.path));
         }
-        let path = format!("/proc/self/fd/{}", place.as_raw_fd());
-        let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::CLOEXEC;
-        rustix::fs::open(path, flags, Mode::empty()).map_err(failed("open"))
-    }
-
-    /// What stands at the stream's path in the snapshot, if it is this file, as it mostly is.
-    fn here(&self, source: BorrowedFd<'_>) -> Result<Option<OwnedFd>, BlockError> {
-        let failed = |doing| BlockError::file(doing, &self.path);
-        let place = match place(source, &self.path) {
-            Ok(place) => place,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Ok(None),
-            Err(errno) => return Err(failed("open")(errno)),
-        };
-        let stat = rustix::fs::fstat(&place).map_err(failed("look at"))?;
-        Ok((stat.st_ino == self.inode).then_some(place))
+        sys::open_inode(snapshot.as_fd(), *id, self.inode, item.generation)
+            .map_err(BlockError::file("open", &self.path))
     }
 
     /// Appends a range of it to `out`.
@@ -171,18 +159,4 @@ impl SourceFile {
         }
         Ok(())
     }
-}
-
-/// Opens what stands at a path, as a place: without any effect on it, be it a device or a fifo.
-fn place(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat2(
-        root,
-        path,
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::BENEATH
-            | ResolveFlags::NO_SYMLINKS
-            | ResolveFlags::NO_MAGICLINKS
-            | ResolveFlags::NO_XDEV,
-    )
 }
