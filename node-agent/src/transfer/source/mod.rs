@@ -30,7 +30,7 @@ use super::link;
 use super::ticket::Ticket;
 use crate::error::{Error, Result};
 use crate::image::{self, ImageDir, ImageId, Meta, SnapshotNumber, claim, inventory};
-use crate::net;
+use crate::net::Network;
 
 /// How long a transfer waits to learn its length; after that it is told when it is known.
 const MEASURE_FIRST: Duration = Duration::from_millis(100);
@@ -82,7 +82,9 @@ impl Transfers {
         if let Some((parent, _)) = order.parent {
             let _ = ticket.parent.set(parent);
         }
-        let work = Self::send_to_end(Arc::clone(&ticket), order, opened, self.0.pace.stall);
+        let network = self.0.network.clone();
+        let stall = self.0.pace.stall;
+        let work = Self::send_to_end(Arc::clone(&ticket), order, opened, network, stall);
         self.run(&ticket, work)
     }
 
@@ -124,14 +126,15 @@ impl Transfers {
         ticket: Arc<Ticket>,
         order: Arc<Order>,
         opened: Opened,
+        network: Network,
         stall: Duration,
     ) -> Result<()> {
         tracing::info!(receiver = %order.receiver, codec = ?order.codec, "sending");
         let opened = Arc::new(opened);
         let measured = measure(Arc::clone(&ticket), Arc::clone(&opened));
         let measured = tokio::time::timeout(MEASURE_FIRST, measured);
-        let (expected, stream) =
-            tokio::join!(measured, ticket.unless_stopped(net::dial(order.receiver)));
+        let connected = network.dial(order.receiver, &ticket.peer);
+        let (expected, stream) = tokio::join!(measured, ticket.unless_stopped(connected));
         let hello = order.hello(ticket.id, expected.ok().flatten())?;
         send(
             &ticket,
