@@ -5,6 +5,7 @@ mod control;
 mod durable;
 mod error;
 mod health;
+mod identity;
 mod image;
 mod metrics;
 mod net;

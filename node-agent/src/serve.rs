@@ -14,8 +14,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::identity::Identity;
 use crate::image::Images;
 use crate::metrics::Metrics;
+use crate::net::Network;
 use crate::pool::{self, Pool};
 use crate::supervise::Supervisor;
 use crate::transfer::{Pace, Transfers};
@@ -52,10 +54,16 @@ pub(crate) struct Options {
     /// What arrives is kept, against crashes, no more often than every so many seconds.
     #[arg(long, env = "ICBD_CHECKPOINT_SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     checkpoint_seconds: u64,
+    /// Where this agent's certificate is (tls.crt, tls.key, ca.crt, read again when they change).
+    /// Agents then exchange data over mutual TLS only; without it, in the clear with anybody.
+    #[arg(long, env = "ICBD_IDENTITY_DIR", value_name = "DIR")]
+    identity_dir: Option<PathBuf>,
 }
 
 /// Serves until the process is asked to end.
 pub(crate) async fn serve(options: Options) -> Result<()> {
+    let load = |dir: &PathBuf| Identity::load(dir, &options.node_name);
+    let identity = options.identity_dir.as_ref().map(load).transpose()?;
     let control = net::listen(options.control_listen).await?;
     let data = net::listen(options.data_listen).await?;
     let health = net::listen(options.health_listen).await?;
@@ -86,7 +94,13 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
         stall: Duration::from_secs(options.stall_seconds),
         checkpoint: Duration::from_secs(options.checkpoint_seconds),
     };
-    let transfers = Transfers::new(images.clone(), facts.clone(), Arc::clone(&metrics), pace);
+    let transfers = Transfers::new(
+        images.clone(),
+        facts.clone(),
+        Arc::clone(&metrics),
+        Network::new(identity),
+        pace,
+    );
     let (closing, look) = (CancellationToken::new(), Arc::new(Notify::new()));
 
     let tasks = TaskTracker::new();

@@ -7,6 +7,7 @@ mod progress;
 mod snapshots;
 
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,13 +19,13 @@ use icbd_btrfs::SnapshotNumber;
 use icbd_wire::control::{Reason, Role};
 use icbd_wire::data::{Hello, Mode, VersionRange};
 use serde::Serialize;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use crate::error::{Error, Result, blocking};
+use crate::identity::throwaway;
 use crate::image::ImageId;
-use crate::net;
+use crate::net::{self, Network, Stream};
 use crate::transfer::{Bucket, CodecChoice, Pace, Sender, Ticket, read_hello, receive};
 use progress::Meter;
 use snapshots::{Found, Pair};
@@ -137,7 +138,7 @@ async fn replicate(options: &Options) -> Result<Report> {
     })
 }
 
-/// Connects one end to the other, and moves the snapshot.
+/// Moves the snapshot from one end to the other.
 async fn transfer(options: &Options, pair: Pair, meter: &Meter) -> Result<Report> {
     let (opened, folder) = pair.ends()?;
     let resumed_at = folder.resumed_at();
@@ -163,21 +164,13 @@ async fn transfer(options: &Options, pair: Pair, meter: &Meter) -> Result<Report
     tokio::spawn(stop_when_asked(tickets));
     meter.watch(Arc::clone(&source));
 
-    let listener = TcpListener::bind(("127.0.0.1", 0))
-        .await
-        .map_err(Error::io("listen on loopback"))?;
-    let address = listener.local_addr().map_err(Error::io("read a port"))?;
+    let (to_receiver, mut from_source) = connect().await?;
     let receiving = async {
-        let (mut stream, _) = listener
-            .accept()
-            .await
-            .map_err(Error::io("accept a connection on loopback"))?;
-        let _ = stream.set_nodelay(true);
-        let hello = read_hello(&mut stream).await?;
-        receive(&receiver, PACE, stream, &hello, folder).await
+        let hello = read_hello(&mut from_source).await?;
+        receive(&receiver, PACE, from_source, &hello, folder).await
     };
     let sending = async {
-        let mut stream = net::dial(address).await?;
+        let mut stream = to_receiver;
         let bucket = options
             .limit
             .map(|limit| Arc::new(Bucket::new(limit.get())));
@@ -204,6 +197,21 @@ async fn transfer(options: &Options, pair: Pair, meter: &Meter) -> Result<Report
         resumed_at,
         ..Report::default()
     })
+}
+
+/// Connects the two ends over loopback, where others could listen or speak: with identities that
+/// nobody else knows.
+async fn connect() -> Result<(Stream, Stream)> {
+    let [source, receiver] = throwaway::pair(["source", "receiver"])?;
+    let (source, receiver) = (Network::new(Some(source)), Network::new(Some(receiver)));
+    let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into()).await?;
+    let address = listener.local_addr().map_err(Error::io("read a port"))?;
+    let accept = async {
+        let accepted = listener.accept().await;
+        let (stream, _) = accepted.map_err(Error::io("accept a connection on loopback"))?;
+        receiver.accept(stream).await
+    };
+    tokio::try_join!(source.dial(address, "receiver"), accept)
 }
 
 /// What the source says first. Nobody reads its names: both ends are this process.

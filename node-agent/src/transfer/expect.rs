@@ -10,6 +10,7 @@ use icbd_wire::data::Hello;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::listen::Awaited;
 use super::ticket::Ticket;
 use super::{Transfers, end_all};
 use crate::error::{Error, Result};
@@ -133,10 +134,11 @@ impl Transfers {
     fn await_source(&self, announced: Announced, source: String, bytes: u64) -> Result<()> {
         let id = announced.arrival.transfer;
         let (image, number) = (announced.image.clone(), announced.number);
-        let ticket = Arc::new(Ticket::new((id, Role::Receiver), image, number, source));
+        let receiving = (id, Role::Receiver);
+        let ticket = Arc::new(Ticket::new(receiving, image, number, source.clone()));
         ticket.set_total(bytes);
         let (connected, connection) = oneshot::channel();
-        self.expected().insert(id, connected);
+        self.expected().insert(id, Awaited { source, connected });
         let (transfers, waiting) = (self.clone(), Arc::clone(&ticket));
         self.run(&ticket, async move {
             let within = tokio::time::timeout(EXPECT_WITHIN, connection);

@@ -15,15 +15,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-
-/// How long a source may take to say who it is, or to take in that it is refused.
-pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(crate) use crate::net::{HANDSHAKE, PARTING};
 
 /// How often each end gives a sign of life.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(5);
-
-/// How long a peer that was told why gets to read it before the connection is gone.
-pub(crate) const PARTING: Duration = Duration::from_secs(2);
 
 /// How many times longer than usual the receiver may show no progress while it makes everything
 /// durable: an fsync tells nothing until it returns.
@@ -166,9 +161,10 @@ pub(crate) async fn read_answer(
     Answer::decode(preface, &body).map_err(|error| broken(&error))
 }
 
-/// Writes a whole message or frame.
+/// Writes a whole message or frame, or a piece of one, and has it sent.
 pub(crate) async fn write(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()> {
-    to.write_all(bytes).await.map_err(lost)
+    to.write_all(bytes).await.map_err(lost)?;
+    to.flush().await.map_err(lost)
 }
 
 /// Closes a connection whose other end has just been told why, so that it gets to read it: with

@@ -1,6 +1,8 @@
-//! The data port: connections come in, say which announced transfer they are, and are handed to
-//! it. Whoever says anything else is told why not, and is gone; nothing is allocated for them.
+//! The data port: connections come in, prove whose they are, say which announced transfer they are,
+//! and are handed to it. Whoever is or says anything else is told no more than that, and is gone;
+//! nothing is allocated for them.
 
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +11,11 @@ use icbd_wire::control::Reason;
 use icbd_wire::data::{Answer, Hello};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::{Transfers, link};
 use crate::error::{Error, Result};
+use crate::net::Stream;
 
 /// Connections that have not said yet who they are, at most.
 const MAX_HANDSHAKES: usize = 64;
@@ -22,8 +25,15 @@ const BREATHER: Duration = Duration::from_millis(200);
 
 /// A source that has connected and named an announced transfer.
 pub(super) struct Incoming {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     pub(super) hello: Hello,
+}
+
+/// An announced transfer that waits for its source.
+pub(super) struct Awaited {
+    /// The node that it is to come from.
+    pub(super) source: String,
+    pub(super) connected: oneshot::Sender<Incoming>,
 }
 
 impl Transfers {
@@ -61,29 +71,39 @@ impl Transfers {
         }
     }
 
-    async fn greet(&self, mut stream: TcpStream) -> Result<()> {
-        let found = match link::read_hello(&mut stream).await {
-            Ok(hello) => {
-                let transfer = self.expected().remove(&hello.transfer);
-                transfer.map(|transfer| (transfer, hello)).ok_or_else(|| {
-                    Error::refused(Reason::NotExpected, "nobody announced this transfer here")
-                })
-            }
-            Err(error) => Err(error),
-        };
-        let (transfer, hello) = match found {
-            Ok(found) => found,
+    async fn greet(&self, stream: TcpStream) -> Result<()> {
+        let mut stream = self.0.network.accept(stream).await?;
+        let claimed = link::read_hello(&mut stream)
+            .await
+            .and_then(|hello| Ok((self.claim(&hello, stream.peer())?, hello)));
+        let (connected, hello) = match claimed {
+            Ok(claimed) => claimed,
             Err(error) => {
                 refuse(&mut stream, &error).await;
                 return Err(error);
             }
         };
-        transfer.send(Incoming { stream, hello }).map_err(|_| {
+        connected.send(Incoming { stream, hello }).map_err(|_| {
             Error::refused(
                 Reason::NotExpected,
                 "the transfer ended before its source connected",
             )
         })
+    }
+
+    /// Finds the transfer that a source says it is, and leaves it to others if that is not whom it
+    /// is to come from. Which transfers there are, only the right source learns.
+    fn claim(&self, hello: &Hello, peer: Option<&str>) -> Result<oneshot::Sender<Incoming>> {
+        match (self.expected().entry(hello.transfer), peer) {
+            (Entry::Occupied(found), Some(peer)) if found.get().source != peer => {
+                let (transfer, announced) = (hello.transfer, &found.get().source);
+                tracing::warn!(%transfer, announced, peer, "a transfer comes from the wrong node");
+            }
+            (Entry::Occupied(found), _) => return Ok(found.remove().connected),
+            (Entry::Vacant(_), _) => {}
+        }
+        let message = "nobody announced this transfer here";
+        Err(Error::refused(Reason::NotExpected, message))
     }
 
     fn refused(&self, peer: SocketAddr, error: &Error) {

@@ -17,7 +17,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use icbd_wire::control::{Reason, Role};
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -26,12 +25,13 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::image::{ImageId, Images, SnapshotNumber};
 use crate::metrics::Metrics;
+use crate::net::Network;
 use crate::watch::Facts;
 pub(crate) use codec::CodecChoice;
 pub(crate) use limit::Bucket;
 use limit::Limits;
 pub(crate) use link::{Pace, read_hello};
-use listen::Incoming;
+use listen::Awaited;
 pub(crate) use receiver::home::Home;
 pub(crate) use receiver::receive;
 use source::Gatherings;
@@ -50,11 +50,12 @@ struct Inner {
     images: Images,
     facts: Facts,
     metrics: Arc<Metrics>,
+    network: Network,
     limits: Limits,
     pace: Pace,
     tickets: Mutex<HashMap<(Uuid, Role), Arc<Ticket>>>,
     /// The announced transfers whose source has not connected yet.
-    expected: Mutex<HashMap<Uuid, oneshot::Sender<Incoming>>>,
+    expected: Mutex<HashMap<Uuid, Awaited>>,
     /// Held while what was announced before is replaced.
     announcing: tokio::sync::Mutex<()>,
     /// Passes over snapshots that are about to begin.
@@ -64,11 +65,18 @@ struct Inner {
 }
 
 impl Transfers {
-    pub(crate) fn new(images: Images, facts: Facts, metrics: Arc<Metrics>, pace: Pace) -> Self {
+    pub(crate) fn new(
+        images: Images,
+        facts: Facts,
+        metrics: Arc<Metrics>,
+        network: Network,
+        pace: Pace,
+    ) -> Self {
         Self(Arc::new(Inner {
             images,
             facts,
             metrics,
+            network,
             limits: Limits::default(),
             pace,
             tickets: Mutex::default(),
@@ -87,7 +95,7 @@ impl Transfers {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn expected(&self) -> MutexGuard<'_, HashMap<Uuid, oneshot::Sender<Incoming>>> {
+    fn expected(&self) -> MutexGuard<'_, HashMap<Uuid, Awaited>> {
         self.0
             .expected
             .lock()

@@ -33,7 +33,6 @@ use super::link;
 use super::ticket::Ticket;
 use crate::error::{Error, Result};
 use crate::image::{self, ImageDir, ImageId, Meta, SnapshotNumber, claim, inventory};
-use crate::net;
 
 /// How long a transfer waits to learn its length; after that it is told when it is known.
 const MEASURE_FIRST: Duration = Duration::from_millis(100);
@@ -133,7 +132,8 @@ impl Transfers {
         let opened = Arc::new(opened);
         let measured = measure(Arc::clone(&ticket), Arc::clone(&opened));
         let measured = tokio::time::timeout(MEASURE_FIRST, measured);
-        let dialled = ticket.unless_stopped(net::dial(order.receiver));
+        let dialled = self.0.network.dial(order.receiver, &ticket.peer);
+        let dialled = ticket.unless_stopped(dialled);
         let (expected, stream) = tokio::join!(measured, dialled);
         let hello = order.hello(ticket.id, expected.ok().flatten())?;
         let sender = Sender {

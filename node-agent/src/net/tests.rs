@@ -1,0 +1,248 @@
+//! Connections over loopback: between two agents, and with the TLS that everybody else has.
+
+use std::sync::Arc;
+
+use rustls::client::ResolvesClientCert;
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ServerConfig, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::*;
+use crate::identity::throwaway;
+
+const MIB: usize = 1 << 20;
+
+fn networks(nodes: [&str; 2]) -> [Network; 2] {
+    throwaway::pair(nodes)
+        .unwrap()
+        .map(|it| Network::new(Some(it)))
+}
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// What comes of an agent `from` that dials `node`, where `to` listens: at either end.
+async fn meet(from: &Network, node: &str, to: &Network) -> (Result<Stream>, Result<Stream>) {
+    let (listener, address) = listener().await;
+    let accept = async { to.accept(listener.accept().await.unwrap().0).await };
+    tokio::join!(from.dial(address, node), accept)
+}
+
+/// The configurations of the first of two agents, to be bent, and the second.
+async fn stock() -> (ClientConfig, ServerConfig, Network) {
+    let [one, other] = throwaway::pair(["one", "other"]).unwrap();
+    let credentials = Arc::new(one).credentials().await;
+    let (client, server) = (&credentials.client, &credentials.server);
+    (
+        (**client).clone(),
+        (**server).clone(),
+        Network::new(Some(other)),
+    )
+}
+
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..length).map(|_| random.u8(..)).collect()
+}
+
+/// Writes all of `bytes`, reads until the peer ends, and gives what came.
+async fn exchange(stream: impl AsyncRead + AsyncWrite, bytes: &[u8]) -> Vec<u8> {
+    let (mut from, mut to) = tokio::io::split(stream);
+    let mut came = Vec::new();
+    let write = async {
+        to.write_all(bytes).await.unwrap();
+        to.shutdown().await.unwrap();
+    };
+    let (_, read) = tokio::join!(write, from.read_to_end(&mut came));
+    read.unwrap();
+    came
+}
+
+fn words<T>(result: Result<T>) -> String {
+    match result {
+        Ok(_) => panic!("this is to be refused"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways_at_once_and_end_together() {
+    let [one, other] = networks(["one", "other"]);
+    let (here, there) = meet(&one, "other", &other).await;
+    let (here, there) = (here.unwrap(), there.unwrap());
+    assert_eq!((here.peer(), there.peer()), (Some("other"), Some("one")));
+    let (request, answer) = (noise(1, 5 * MIB + 17), noise(2, 3 * MIB + 1));
+    let (answered, requested) = tokio::join!(exchange(here, &request), exchange(there, &answer));
+    assert!(requested == request && answered == answer);
+}
+
+#[tokio::test]
+async fn an_end_without_goodbye_is_a_loss_and_not_an_end() {
+    let (client, _, other) = stock().await;
+    let (listener, address) = listener().await;
+    let connect = async {
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let name = "other.agent.standalone".try_into().unwrap();
+        let mut stream = TlsConnector::from(Arc::new(client))
+            .connect(name, tcp)
+            .await
+            .unwrap();
+        stream.write_all(b"half a").await.unwrap();
+        stream.flush().await.unwrap();
+        // The socket alone is closed.
+        drop(stream.into_inner());
+    };
+    let accept = async { other.accept(listener.accept().await.unwrap().0).await };
+    let (_, stream) = tokio::join!(connect, accept);
+    let mut came = Vec::new();
+    let error = stream.unwrap().read_to_end(&mut came).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    assert_eq!(came, b"half a");
+}
+
+#[tokio::test]
+async fn a_stranger_from_another_authority_is_refused_at_both_ends() {
+    let [one, _] = networks(["one", "other"]);
+    let [_, other] = networks(["one", "other"]);
+    let (here, there) = meet(&one, "other", &other).await;
+    let (here, there) = (words(here), words(there));
+    assert!(
+        here.contains("\"other\"") && here.contains("invalid peer certificate"),
+        "{here}"
+    );
+    assert!(there.contains("alert"), "{there}");
+}
+
+#[tokio::test]
+async fn another_node_than_the_one_that_was_dialled_is_refused() {
+    let [one, other] = networks(["one", "other"]);
+    let (here, there) = meet(&one, "third", &other).await;
+    let here = words(here);
+    assert!(
+        here.contains("third.agent.standalone") && here.contains("other.agent.standalone"),
+        "{here}"
+    );
+    words(there);
+    for no_name in ["", "a/b"] {
+        let (here, there) = meet(&one, no_name, &other).await;
+        assert!(words(here).contains("cannot be a DNS name"));
+        words(there);
+    }
+}
+
+/// What an agent says of a client with this configuration, and what the client hears at last.
+async fn refused(client: ClientConfig, by: &Network) -> (String, String) {
+    let (listener, address) = listener().await;
+    let connect = async {
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let name = "other.agent.standalone".try_into().unwrap();
+        let mut stream = TlsConnector::from(Arc::new(client))
+            .connect(name, tcp)
+            .await?;
+        stream.read_u8().await
+    };
+    let accept = async { by.accept(listener.accept().await.unwrap().0).await };
+    let (heard, accepted) = tokio::join!(connect, accept);
+    (words(accepted), heard.unwrap_err().to_string())
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_certificate_or_with_another_protocol_is_refused_by_an_alert() {
+    let (client, _, other) = stock().await;
+    let mut bare = client.clone();
+    bare.client_auth_cert_resolver = Arc::new(NoCertificate);
+    let (why, heard) = refused(bare, &other).await;
+    assert!(why.contains("no certificates"), "{why}");
+    assert!(heard.contains("CertificateRequired"), "{heard}");
+
+    let mut wrong = client.clone();
+    wrong.alpn_protocols = vec![b"h2".to_vec()];
+    let (why, heard) = refused(wrong, &other).await;
+    assert!(why.contains("any known protocol"), "{why}");
+    assert!(heard.contains("NoApplicationProtocol"), "{heard}");
+
+    let mut none = client;
+    none.alpn_protocols.clear();
+    let (why, _) = refused(none, &other).await;
+    assert!(why.contains("ALPN"), "{why}");
+}
+
+#[tokio::test]
+async fn what_is_no_tls_is_refused() {
+    let [_, other] = networks(["one", "other"]);
+    let (listener, address) = listener().await;
+    let speak = async {
+        let mut stream = Network::new(None).dial(address, "other").await.unwrap();
+        assert_eq!(stream.peer(), None);
+        stream.write_all(b"\x89ICBD and so on").await.unwrap();
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).await.unwrap();
+        heard
+    };
+    let accept = async { other.accept(listener.accept().await.unwrap().0).await };
+    let (heard, accepted) = tokio::join!(speak, accept);
+    assert!(words(accepted).contains("corrupt message"));
+    // One alert record, and nothing else.
+    assert_eq!((heard.first(), heard.len()), (Some(&0x15), 7));
+}
+
+#[tokio::test]
+async fn stock_tls_gets_along_with_it_whatever_its_records_and_keys() {
+    let (mut client, mut server, other) = stock().await;
+    client.max_fragment_size = Some(100);
+    server.max_fragment_size = Some(64);
+    server.send_tls13_tickets = 4;
+    let (request, answer) = (noise(3, MIB / 4), noise(4, MIB / 4));
+
+    let (listener, address) = listener().await;
+    let connect = async {
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let name = "other.agent.standalone".try_into().unwrap();
+        let mut stream = TlsConnector::from(Arc::new(client))
+            .connect(name, tcp)
+            .await
+            .unwrap();
+        // Asks for new keys in both directions.
+        stream.get_mut().1.refresh_traffic_keys().unwrap();
+        exchange(stream, &request).await
+    };
+    let accept = async {
+        let stream = other.accept(listener.accept().await.unwrap().0).await;
+        exchange(stream.unwrap(), &answer).await
+    };
+    let (answered, requested) = tokio::join!(connect, accept);
+    assert!(requested == request && answered == answer);
+
+    let accept = async {
+        let tcp = listener.accept().await.unwrap().0;
+        let mut stream = TlsAcceptor::from(Arc::new(server))
+            .accept(tcp)
+            .await
+            .unwrap();
+        stream.get_mut().1.refresh_traffic_keys().unwrap();
+        exchange(stream, &answer).await
+    };
+    let connect = async {
+        let stream = other.dial(address, "one").await;
+        exchange(stream.unwrap(), &request).await
+    };
+    let (answered, requested) = tokio::join!(connect, accept);
+    assert!(requested == request && answered == answer);
+}
