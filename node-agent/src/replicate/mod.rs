@@ -26,7 +26,10 @@ use crate::error::{Error, Result, blocking};
 use crate::identity::throwaway;
 use crate::image::ImageId;
 use crate::net::{self, Network, Stream};
-use crate::transfer::{Bucket, CodecChoice, Pace, Sender, Ticket, read_hello, receive};
+use crate::transfer::{
+    Bucket, CodecChoice, Home, Pace, Sender, Ticket, codec_name, extents_work, read_hello, receive,
+};
+use folder::Folder;
 use progress::Meter;
 use snapshots::{Found, Pair};
 
@@ -142,8 +145,7 @@ async fn replicate(options: &Options) -> Result<Report> {
 async fn transfer(options: &Options, pair: Pair, meter: &Meter) -> Result<Report> {
     let (opened, folder) = pair.ends()?;
     let resumed_at = folder.resumed_at();
-    let content = folder.wanted();
-    let hello = hello(options, content.0, content.1)?;
+    let hello = hello(options, &folder)?;
     let number = SnapshotNumber::new(1)
         .ok_or_else(|| Error::refused(Reason::InvalidArgument, "snapshot numbers start at 1"))?;
     let image = ImageId {
@@ -191,7 +193,7 @@ async fn transfer(options: &Options, pair: Pair, meter: &Meter) -> Result<Report
     let described = source.describe();
     Ok(Report {
         mode: Some(hello.mode.name()),
-        codec: Some(described.codec().as_str_name()),
+        codec: Some(codec_name(described.codec())),
         bytes_total: source.done.load(Ordering::Relaxed),
         bytes_sent: described.bytes_sent,
         resumed_at,
@@ -215,8 +217,9 @@ async fn connect() -> Result<(Stream, Stream)> {
 }
 
 /// What the source says first. Nobody reads its names: both ends are this process.
-fn hello(options: &Options, content: Uuid, parent: Option<Uuid>) -> Result<Hello> {
+fn hello(options: &Options, folder: &Folder) -> Result<Hello> {
     let name = "invalid name of a transfer within this process";
+    let (content, parent) = folder.wanted();
     let invalid = |_| Error::refused(Reason::InvalidArgument, name);
     Ok(Hello {
         versions: VersionRange::OURS,
@@ -227,8 +230,8 @@ fn hello(options: &Options, content: Uuid, parent: Option<Uuid>) -> Result<Hello
         content,
         parent,
         mode: match options.mode {
-            ModeChoice::Stream => Mode::Stream,
-            ModeChoice::Extents => Mode::Extents,
+            ModeChoice::Extents if extents_work(folder.dir()) => Mode::Extents,
+            ModeChoice::Extents | ModeChoice::Stream => Mode::Stream,
         },
         codecs: options.codec.offered(),
         expected_raw: None,

@@ -58,3 +58,15 @@ pub(super) fn named(codec: Codec) -> control::Codec {
         Codec::Zstd => control::Codec::Zstd,
     }
 }
+
+/// A codec as people call it.
+pub(crate) fn codec_name(codec: control::Codec) -> &'static str {
+    match codec {
+        control::Codec::Auto => "auto",
+        control::Codec::None => Codec::None.name(),
+        control::Codec::Snappy => Codec::Snappy.name(),
+        control::Codec::Lz4 => Codec::Lz4.name(),
+        control::Codec::Zlib => Codec::Zlib.name(),
+        control::Codec::Zstd => Codec::Zstd.name(),
+    }
+}

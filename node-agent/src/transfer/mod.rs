@@ -11,8 +11,8 @@ mod receiver;
 mod source;
 mod ticket;
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use crate::image::{ImageId, Images, SnapshotNumber};
 use crate::metrics::Metrics;
 use crate::net::Network;
 use crate::watch::Facts;
-pub(crate) use codec::CodecChoice;
+pub(crate) use codec::{CodecChoice, codec_name};
 pub(crate) use limit::Bucket;
 use limit::Limits;
 pub(crate) use link::{Pace, read_hello};
@@ -35,7 +35,7 @@ use listen::Awaited;
 pub(crate) use receiver::home::Home;
 pub(crate) use receiver::receive;
 use source::Gatherings;
-pub(crate) use source::{Opened, Sender};
+pub(crate) use source::{Opened, Sender, extents_work};
 pub(crate) use ticket::Ticket;
 pub(crate) use ticket::now;
 
@@ -58,6 +58,8 @@ struct Inner {
     expected: Mutex<HashMap<Uuid, Awaited>>,
     /// Held while what was announced before is replaced.
     announcing: tokio::sync::Mutex<()>,
+    /// What extents mode could not send.
+    stream_only: Mutex<HashSet<Uuid>>,
     /// Passes over snapshots that are about to begin.
     gatherings: Gatherings,
     tasks: TaskTracker,
@@ -82,6 +84,7 @@ impl Transfers {
             tickets: Mutex::default(),
             expected: Mutex::default(),
             announcing: tokio::sync::Mutex::default(),
+            stream_only: Mutex::default(),
             gatherings: Gatherings::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),

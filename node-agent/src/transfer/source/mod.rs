@@ -6,11 +6,13 @@ mod converse;
 mod feed;
 mod gather;
 mod measure;
+mod probe;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use icbd_btrfs::Subvolume;
@@ -26,6 +28,7 @@ use self::feed::{Agreed, Feed, Subscription};
 pub(super) use self::gather::Gatherings;
 use self::gather::PassKey;
 use self::measure::measure;
+pub(crate) use self::probe::extents_work;
 use super::Transfers;
 use super::codec::CodecChoice;
 use super::limit::Bucket;
@@ -71,10 +74,18 @@ impl Transfers {
                 if known {
                     return Ok(None);
                 }
-                wanted.open(&image).map(Some)
+                let works = extents_work(pool);
+                Ok(Some((wanted.open(&image)?, works)))
             })
             .await?;
-        let Some(opened) = opened else { return Ok(()) };
+        let Some((opened, extents_work)) = opened else {
+            return Ok(());
+        };
+        let known_bad = self.stream_only().contains(&order.identity);
+        let mode = match extents_work && !known_bad {
+            true => Mode::Extents,
+            false => Mode::Stream,
+        };
         let peer = request
             .receiver
             .map(|receiver| receiver.node)
@@ -84,7 +95,9 @@ impl Transfers {
         if let Some((parent, _)) = order.parent {
             let _ = ticket.parent.set(parent);
         }
-        let work = self.clone().send_to_end(Arc::clone(&ticket), order, opened);
+        let work = self
+            .clone()
+            .send_to_end(Arc::clone(&ticket), order, opened, mode);
         self.run(&ticket, work)
     }
 
@@ -127,6 +140,7 @@ impl Transfers {
         ticket: Arc<Ticket>,
         order: Arc<Order>,
         opened: Opened,
+        mode: Mode,
     ) -> Result<()> {
         tracing::info!(receiver = %order.receiver, codec = ?order.codec, "sending");
         let opened = Arc::new(opened);
@@ -135,7 +149,7 @@ impl Transfers {
         let dialled = self.0.network.dial(order.receiver, &ticket.peer);
         let dialled = ticket.unless_stopped(dialled);
         let (expected, stream) = tokio::join!(measured, dialled);
-        let hello = order.hello(ticket.id, expected.ok().flatten())?;
+        let hello = order.hello(ticket.id, mode, expected.ok().flatten())?;
         let sender = Sender {
             ticket: &ticket,
             codec: order.codec,
@@ -157,7 +171,22 @@ impl Transfers {
             codec: sender.agreed(&welcome),
         };
         let pieces = self.listen_to(key, &opened, &ticket);
-        sender.send(stream, pieces, &welcome, &opened).await
+        let sent = sender.send(stream, pieces, &welcome, &opened).await;
+        if let Err(error) = &sent
+            && welcome.mode == Mode::Extents
+            && error.reason() == Reason::StreamInvalid
+        {
+            // Whatever it is that extents mode cannot make of this snapshot, the kernel can.
+            tracing::warn!(%error, "the next attempt takes the kernel's own stream");
+            self.stream_only().insert(order.identity);
+        }
+        sent
+    }
+
+    /// The contents that extents mode could not send.
+    fn stream_only(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        let known = &self.0.stream_only;
+        known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -259,7 +288,7 @@ impl Order {
         })
     }
 
-    fn hello(&self, transfer: Uuid, expected_raw: Option<u64>) -> Result<Hello> {
+    fn hello(&self, transfer: Uuid, mode: Mode, expected_raw: Option<u64>) -> Result<Hello> {
         let snapshot = NonZeroU64::new(self.number.get()).ok_or_else(|| {
             Error::refused(Reason::InvalidArgument, "snapshot numbers start at 1")
         })?;
@@ -271,7 +300,7 @@ impl Order {
             snapshot,
             content: self.identity,
             parent: self.parent.map(|(_, identity)| identity),
-            mode: Mode::Extents,
+            mode,
             codecs: self.codec.offered(),
             expected_raw,
         })
