@@ -2,6 +2,7 @@
 //! snapshots to and from other agents. It knows nothing of Kubernetes.
 
 mod control;
+mod directory;
 mod durable;
 mod error;
 mod health;
@@ -10,6 +11,7 @@ mod image;
 mod metrics;
 mod net;
 mod pool;
+mod receive;
 mod replicate;
 mod serve;
 mod supervise;
@@ -49,6 +51,12 @@ enum Command {
         #[arg(long, env = "ICBD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
         log_format: LogFormat,
     },
+    /// Receive send streams from standard input, until it ends: each becomes a read-only snapshot
+    /// under its own name. What a stream builds on must stand in the same directory.
+    Receive {
+        /// A directory on btrfs.
+        dir: PathBuf,
+    },
     /// Replicate one read-only snapshot into another btrfs directory: what hosts without Kubernetes
     /// use. Run again after an interruption, it goes on where it was.
     Replicate(#[command(flatten)] replicate::Options),
@@ -71,6 +79,7 @@ fn main() -> ExitCode {
             options,
             log_format,
         } => run(options, log_format),
+        Command::Receive { dir } => receive::run(dir),
         Command::Replicate(options) => {
             start_log_quietly();
             return replicate::run(&options);

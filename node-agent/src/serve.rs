@@ -157,7 +157,8 @@ fn ended_early(port: &str, why: impl std::fmt::Debug) -> Error {
     }
 }
 
-async fn asked_to_end() -> Result<()> {
+/// Returns when the process is asked to end.
+pub(crate) async fn asked_to_end() -> Result<()> {
     let listen = |kind| signal(kind).map_err(Error::io("listen for signals"));
     let (mut terminate, mut interrupt) = (
         listen(SignalKind::terminate())?,

@@ -2,14 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use icbd_btrfs::{Identity, Subvolume, SubvolumeInfo};
 use icbd_wire::control::Reason;
-use uuid::Uuid;
 
 use super::folder::Folder;
+use crate::directory::{self, Snapshot};
 use crate::error::{Error, Result};
 use crate::transfer::Opened;
 
@@ -29,40 +27,6 @@ pub(super) struct Pair {
     parent: Option<(Snapshot, Snapshot)>,
 }
 
-/// A read-only subvolume whose content is known.
-struct Snapshot {
-    subvolume: Subvolume,
-    info: SubvolumeInfo,
-    content: Uuid,
-}
-
-impl Snapshot {
-    fn of(subvolume: Subvolume) -> Result<Option<Self>> {
-        let name = subvolume.name().escape_ascii().to_string();
-        let info = subvolume.info().map_err(Error::btrfs(name))?;
-        let content = Identity::of(&info).clean();
-        Ok(content.map(|content| Self {
-            subvolume,
-            info,
-            content,
-        }))
-    }
-
-    fn open(path: &Path) -> Result<Self> {
-        let name = path.display().to_string();
-        let file = File::open(path).map_err(Error::io(format!("open {name}")))?;
-        let subvolume = Subvolume::from_fd(file.into(), path.as_os_str().as_bytes())
-            .map_err(Error::btrfs(&name))?;
-        Self::of(subvolume)?.ok_or_else(|| {
-            let message = format!(
-                "{name} is writable, or was changed since it was taken: take a read-only snapshot \
-                 of it, and replicate that"
-            );
-            Error::refused(Reason::InvalidArgument, message)
-        })
-    }
-}
-
 /// Looks at both ends.
 pub(super) fn find(subvolume: &Path, dir: &Path, parent: Option<&Path>) -> Result<Found> {
     let reading = |path: &Path| format!("open {}", path.display());
@@ -78,8 +42,8 @@ pub(super) fn find(subvolume: &Path, dir: &Path, parent: Option<&Path>) -> Resul
         return Err(Error::refused(Reason::InvalidArgument, message));
     }
     let target = File::open(dir).map_err(Error::io(reading(dir)))?;
-    let there = beside(dir)?;
-    if let Some(what) = in_the_way(dir, &name)? {
+    let there = Snapshot::all_in(dir)?;
+    if let Some(what) = directory::in_the_way(dir, &name)? {
         let same = there.iter().find(|other| other.subvolume.name() == name);
         return match same {
             Some(same) if same.content == source.content => Ok(Found::AlreadyThere),
@@ -87,7 +51,7 @@ pub(super) fn find(subvolume: &Path, dir: &Path, parent: Option<&Path>) -> Resul
                 Reason::Conflict,
                 format!(
                     "{} is there already, and is another {what}",
-                    what_path(dir, &name)
+                    directory::entry(dir, &name).display()
                 ),
             )),
         };
@@ -102,41 +66,6 @@ pub(super) fn find(subvolume: &Path, dir: &Path, parent: Option<&Path>) -> Resul
         name,
         parent,
     })))
-}
-
-fn what_path(dir: &Path, name: &[u8]) -> String {
-    dir.join(std::ffi::OsStr::from_bytes(name))
-        .display()
-        .to_string()
-}
-
-/// What stands under the name that the snapshot is to have.
-fn in_the_way(dir: &Path, name: &[u8]) -> Result<Option<&'static str>> {
-    let path = dir.join(std::ffi::OsStr::from_bytes(name));
-    match fs::symlink_metadata(&path) {
-        // Every subvolume's root has this inode number.
-        Ok(meta) if meta.is_dir() && meta.ino() == 256 => Ok(Some("subvolume")),
-        Ok(_) => Ok(Some("file or directory")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io(format!("look at {}", path.display()))(error)),
-    }
-}
-
-/// The snapshots that stand directly in a directory.
-fn beside(dir: &Path) -> Result<Vec<Snapshot>> {
-    let reading = || format!("read {}", dir.display());
-    let opened = File::open(dir).map_err(Error::io(reading()))?;
-    let mut snapshots = Vec::new();
-    for entry in fs::read_dir(dir).map_err(Error::io(reading()))? {
-        let name = entry.map_err(Error::io(reading()))?.file_name();
-        // What cannot be opened as one is none.
-        if let Ok(subvolume) = Subvolume::open(&opened, name.as_bytes())
-            && let Some(snapshot) = Snapshot::of(subvolume)?
-        {
-            snapshots.push(snapshot);
-        }
-    }
-    Ok(snapshots)
 }
 
 fn named_parent(parent: &Path, there: Vec<Snapshot>, dir: &Path) -> Result<(Snapshot, Snapshot)> {
@@ -163,7 +92,7 @@ fn newest_common(
     there: Vec<Snapshot>,
 ) -> Result<Option<(Snapshot, Snapshot)>> {
     let dir = path.parent().map(PathBuf::from).unwrap_or_default();
-    let mut here = beside(&dir)?;
+    let mut here = Snapshot::all_in(&dir)?;
     here.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.info.otransid));
     let common = here.into_iter().find_map(|parent| {
         let shared = |other: &Snapshot| other.content == parent.content;
