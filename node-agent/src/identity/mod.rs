@@ -79,3 +79,77 @@ where
 {
     |error| Error::io(doing)(std::io::Error::other(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// The identity of a node, as a directory.
+    fn write(dir: &Path, identity: &Identity) {
+        let credentials = identity.current();
+        let Pem {
+            chain,
+            key,
+            authorities,
+        } = &credentials.pem;
+        fs::write(dir.join("tls.crt"), chain).unwrap();
+        fs::write(dir.join("tls.key"), key).unwrap();
+        fs::write(dir.join("ca.crt"), authorities).unwrap();
+    }
+
+    fn unusable(dir: &Path) -> String {
+        match Identity::load(dir, "node") {
+            Ok(_) => panic!("this is no identity"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_is_no_identity_of_this_node_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let [this, other] = throwaway::pair(["node", "other"]).unwrap();
+        assert!(unusable(dir.path()).contains("cannot read tls.crt"));
+        write(dir.path(), &other);
+        let message = unusable(dir.path());
+        assert!(
+            message.contains("spiffe://standalone/agent/other") && message.contains("\"node\""),
+            "{message}"
+        );
+        write(dir.path(), &this);
+        Identity::load(dir.path(), "node").unwrap();
+        fs::write(dir.path().join("tls.key"), &other.current().pem.key).unwrap();
+        assert!(unusable(dir.path()).contains("keys may not be consistent"));
+        for (file, wrong, reason) in [
+            ("tls.key", "", "tls.key is not PEM"),
+            ("tls.crt", "", "tls.crt holds no certificate"),
+            ("ca.crt", "no PEM at all", "ca.crt holds no certificate"),
+        ] {
+            write(dir.path(), &this);
+            fs::write(dir.path().join(file), wrong).unwrap();
+            let message = unusable(dir.path());
+            assert!(message.contains(reason), "{message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_identity_is_renewed_and_kept_while_the_new_one_is_not_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let [old, other] = throwaway::pair(["node", "other"]).unwrap();
+        write(dir.path(), &old);
+        let identity = Arc::new(Identity::load(dir.path(), "node").unwrap());
+        let first = identity.credentials().await;
+        assert!(Arc::ptr_eq(&first, &identity.credentials().await));
+
+        let [new, _] = throwaway::pair(["node", "other"]).unwrap();
+        fs::write(dir.path().join("tls.crt"), &new.current().pem.chain).unwrap();
+        assert!(Arc::ptr_eq(&first, &identity.credentials().await));
+        write(dir.path(), &other);
+        assert!(Arc::ptr_eq(&first, &identity.credentials().await));
+        write(dir.path(), &new);
+        assert!(identity.credentials().await.pem == new.current().pem);
+        fs::remove_file(dir.path().join("ca.crt")).unwrap();
+        assert!(identity.credentials().await.pem == new.current().pem);
+    }
+}

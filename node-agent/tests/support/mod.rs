@@ -3,6 +3,7 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod authority;
 #[path = "../../btrfs/tests/support/mod.rs"]
 pub mod btrfs;
 pub mod operator;
