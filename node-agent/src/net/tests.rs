@@ -2,9 +2,15 @@
 
 use std::sync::Arc;
 
+use rcgen::CertifiedKey;
 use rustls::client::ResolvesClientCert;
-use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ServerConfig, SignatureScheme};
+use rustls::crypto::{CipherSuiteCommon, CryptoProvider, aws_lc_rs};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::version::TLS13;
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig, SignatureScheme, SupportedCipherSuite,
+    Tls13CipherSuite, sign,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -154,7 +160,7 @@ async fn refused(client: ClientConfig, by: &Network) -> (String, String) {
 struct NoCertificate;
 
 impl ResolvesClientCert for NoCertificate {
-    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<sign::CertifiedKey>> {
         None
     }
 
@@ -245,4 +251,119 @@ async fn stock_tls_gets_along_with_it_whatever_its_records_and_keys() {
     };
     let (answered, requested) = tokio::join!(connect, accept);
     assert!(requested == request && answered == answer);
+}
+
+/// Cryptography whose keys are worn out after a few records, and not after hundreds of GiB.
+fn short_lived_keys() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    let suite = aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384;
+    let suite = suite.tls13().unwrap();
+    let suite = Tls13CipherSuite {
+        common: CipherSuiteCommon {
+            suite: suite.common.suite,
+            hash_provider: suite.common.hash_provider,
+            confidentiality_limit: 50,
+        },
+        ..*suite
+    };
+    provider.cipher_suites = vec![SupportedCipherSuite::Tls13(Box::leak(Box::new(suite)))];
+    Arc::new(provider)
+}
+
+#[tokio::test]
+async fn keys_are_renewed_before_they_are_worn_out() {
+    let CertifiedKey {
+        cert: certificate,
+        signing_key,
+    } = rcgen::generate_simple_self_signed(["server".to_owned()]).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.der().clone()).unwrap();
+    let client = ClientConfig::builder_with_provider(short_lived_keys())
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let server = ServerConfig::builder_with_provider(short_lived_keys())
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+
+    let (listener, address) = listener().await;
+    let (request, answer) = (noise(5, 20 * MIB), noise(6, 10 * MIB));
+    let connect = async {
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let name = "server".try_into().unwrap();
+        let stream = TlsStream::connect(tcp, Arc::new(client), name).await;
+        exchange(stream.unwrap(), &request).await
+    };
+    let accept = async {
+        let tcp = listener.accept().await.unwrap().0;
+        let stream = TlsStream::accept(tcp, Arc::new(server)).await;
+        exchange(stream.unwrap(), &answer).await
+    };
+    let (answered, requested) = tokio::join!(connect, accept);
+    assert!(requested == request && answered == answer);
+}
+
+/// Passes bytes on, but for one that it alters.
+async fn pass_on(mut from: TcpStream, to: SocketAddr, altered: usize) {
+    let mut to = TcpStream::connect(to).await.unwrap();
+    let ((mut from, mut back), (mut answers, mut on)) = (from.split(), to.split());
+    let forwards = async {
+        let mut at = 0;
+        let mut buffer = vec![0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer).await {
+            if let Some(byte) = altered
+                .checked_sub(at)
+                .and_then(|at| buffer[..count].get_mut(at))
+            {
+                *byte ^= 0x10;
+            }
+            at += count;
+            if on.write_all(&buffer[..count]).await.is_err() {
+                break;
+            }
+        }
+        let _ = on.shutdown().await;
+    };
+    let backwards = async {
+        let _ = tokio::io::copy(&mut answers, &mut back).await;
+        let _ = back.shutdown().await;
+    };
+    tokio::join!(forwards, backwards);
+}
+
+#[tokio::test]
+async fn an_altered_byte_is_an_error_and_never_other_bytes() {
+    let [one, other] = networks(["one", "other"]);
+    let sent = noise(7, 200_000);
+    for seed in 0..60 {
+        // The handshake takes less than this, and what follows more.
+        let altered = fastrand::Rng::with_seed(seed).usize(4096..sent.len());
+        let (proxy, through) = listener().await;
+        let (target, address) = listener().await;
+        let send = async {
+            let stream = one.dial(through, "other").await.unwrap();
+            let (mut from, mut to) = tokio::io::split(stream);
+            // The other end may have hung up already.
+            let _ = to.write_all(&sent).await;
+            let _ = to.shutdown().await;
+            let _ = from.read_to_end(&mut Vec::new()).await;
+        };
+        let receive = async {
+            let tcp = target.accept().await.unwrap().0;
+            let mut came = Vec::new();
+            // What comes close behind the handshake is decrypted with its end.
+            if let Ok(mut stream) = other.accept(tcp).await {
+                stream.read_to_end(&mut came).await.unwrap_err();
+            }
+            came
+        };
+        let proxy = async { pass_on(proxy.accept().await.unwrap().0, address, altered).await };
+        let ((), came, ()) = tokio::join!(send, receive, proxy);
+        assert!(sent.starts_with(&came), "seed {seed}");
+    }
 }

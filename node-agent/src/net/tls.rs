@@ -2,10 +2,10 @@
 //! should, is not known here.
 //!
 //! The cryptography and the protocol are rustls'; here is what moves bytes between it and a socket.
-//! rustls' buffered connections, which `tokio-rustls` builds on, take in 4 KiB at a time and copy
-//! what they decrypt three times over; its unbuffered ones decrypt where the bytes were received.
-//! For a data plane that is a third of what a transfer costs the CPU: receiving 1 GiB took 0.47 s
-//! of CPU time that way and takes 0.14 s this way, of which AES-GCM itself is nearly all.
+//! rustls' buffered connections, which `tokio-rustls` drives, take in 4 KiB at a time and copy at
+//! every step; its unbuffered ones decrypt where the bytes were received. Receiving 1 GiB costs
+//! 0.47 s of a CPU that way and 0.14 s this way, of which AES-GCM is nearly all. Over loopback, both
+//! ends and the kernel: 1.1 s and 0.67 s; TCP alone takes 0.3 s.
 
 use std::future::poll_fn;
 use std::io;
