@@ -49,7 +49,7 @@ impl<W: FnMut(u64) -> ControlFlow<()>> ExtentBlocks<W> {
     /// Takes the next command of the kernel.
     fn advance(&mut self) -> Result<(), BlockError> {
         self.read_command()?;
-        let bytes = &self.bytes[self.taken..];
+        let bytes = upcoming(&self.bytes, self.taken);
         let mut rest = bytes;
         match self.kernel.command(&mut rest)? {
             Some(command) => {
@@ -67,9 +67,11 @@ impl<W: FnMut(u64) -> ControlFlow<()>> ExtentBlocks<W> {
 
     /// Reads until there is a whole command, or no more to come.
     fn read_command(&mut self) -> Result<(), BlockError> {
-        while !self.kernel.is_command(&self.bytes[self.taken..])
-            && self.bytes.len() - self.taken < MAX_BLOCK
-        {
+        loop {
+            let bytes = upcoming(&self.bytes, self.taken);
+            if self.kernel.is_command(bytes) || bytes.len() == MAX_BLOCK {
+                return Ok(());
+            }
             self.bytes.drain(..self.taken);
             self.taken = 0;
             let end = self.bytes.len();
@@ -77,11 +79,16 @@ impl<W: FnMut(u64) -> ControlFlow<()>> ExtentBlocks<W> {
             let count = self.kernel.read(&mut self.bytes[end..])?;
             self.bytes.truncate(end + count);
             if count == 0 {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
     }
+}
+
+/// What the next command can be in: it has to fit into a block.
+fn upcoming(bytes: &[u8], taken: usize) -> &[u8] {
+    let bytes = &bytes[taken..];
+    &bytes[..bytes.len().min(MAX_BLOCK)]
 }
 
 impl<W: FnMut(u64) -> ControlFlow<()>> Iterator for ExtentBlocks<W> {

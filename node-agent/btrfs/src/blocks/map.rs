@@ -16,43 +16,41 @@ pub(super) enum Content {
     Hole,
 }
 
-/// Tells the data of one file from its holes. It remembers what it found last: the kernel looks for
-/// the end of a run extent by extent, and would go through all of a file of many extents for each
-/// range that is asked about.
+/// Tells the data of one file from its holes, range by range from its start on.
 #[derive(Debug)]
 pub(super) struct Map {
     fd: OwnedFd,
-    known: (Content, Range<u64>),
+    /// What was found last. The kernel looks for a hole's end extent by extent, and would go through
+    /// all of an allocated range for each extent of it.
+    hole: Range<u64>,
 }
 
 impl Map {
     pub(super) fn of(file: &SourceFile) -> Result<Self, BlockError> {
         Ok(Self {
             fd: file.open()?,
-            known: (Content::Hole, 0..0),
+            hole: 0..0,
         })
     }
 
-    /// What `range`, which is not empty, begins with, and where in it that ends. Behind the end of
-    /// the file is a hole.
+    /// What `range`, which was announced and is not empty, begins with, and where in it that ends.
+    ///
+    /// Kernels announce extent by extent: what begins with data is data all through. Were it not,
+    /// its holes would be sent as zeros. So nobody has to look for the end of data, which in a file
+    /// of many extents is far away.
     pub(super) fn first(&mut self, range: &Range<u64>) -> Result<(Content, u64), Errno> {
-        if !self.known.1.contains(&range.start) {
-            self.known = self.find(range.start)?;
+        if !self.hole.contains(&range.start) {
+            let data = match rustix::fs::seek(&self.fd, SeekFrom::Data(range.start)) {
+                Ok(data) => data,
+                // There is none up to the file's end.
+                Err(Errno::NXIO) => u64::MAX,
+                Err(errno) => return Err(errno),
+            };
+            self.hole = range.start..data;
         }
-        let (content, known) = &self.known;
-        Ok((*content, known.end.min(range.end)))
-    }
-
-    fn find(&self, at: u64) -> Result<(Content, Range<u64>), Errno> {
-        let data = match rustix::fs::seek(&self.fd, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => return Ok((Content::Hole, at..u64::MAX)),
-            Err(errno) => return Err(errno),
-        };
-        if data > at {
-            return Ok((Content::Hole, at..data));
+        match self.hole.is_empty() {
+            true => Ok((Content::Data, range.end)),
+            false => Ok((Content::Hole, self.hole.end.min(range.end))),
         }
-        let hole = rustix::fs::seek(&self.fd, SeekFrom::Hole(at))?;
-        Ok((Content::Data, at..hole))
     }
 }

@@ -1,5 +1,5 @@
-//! Writes streams, for tests and fuzzing: well-formed ones from [`Command`]s, and, attribute by
-//! attribute, ones that are not. Sending is the kernel's work, not this module's.
+//! Writes streams: well-formed ones from [`Command`]s, and, attribute by attribute, parts of commands and
+//! ones that are not well-formed, for tests and fuzzing. What is sent is the business of `blocks`.
 
 use super::{Attribute, Command, Compression, Kind, MAGIC, Timestamp, TreePath, Version, checksum};
 

@@ -63,6 +63,11 @@ impl Pool {
         self.directory.join("mnt")
     }
 
+    /// The file that the loop device stands on.
+    pub fn disk(&self) -> PathBuf {
+        self.directory.join("disk")
+    }
+
     /// Its root directory, open.
     pub fn dir(&self) -> OwnedFd {
         File::open(self.path()).unwrap().into()
