@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::net::Network;
 use crate::pool::{self, Pool};
 use crate::supervise::Supervisor;
-use crate::transfer::{Pace, Transfers};
+use crate::transfer::{ModeChoice, Pace, Transfers};
 use crate::watch::Facts;
 use crate::{health, net};
 
@@ -54,6 +54,9 @@ pub(crate) struct Options {
     /// What arrives is kept, against crashes, no more often than every so many seconds.
     #[arg(long, env = "ICBD_CHECKPOINT_SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     checkpoint_seconds: u64,
+    /// Who reads the data of snapshots that this agent sends: itself, or the kernel.
+    #[arg(long, env = "ICBD_SEND_MODE", value_enum, default_value_t = ModeChoice::Extents)]
+    send_mode: ModeChoice,
     /// Where this agent's certificate is (tls.crt, tls.key, ca.crt, read again when they change).
     /// Agents then exchange data over mutual TLS only; without it, in the clear with anybody.
     #[arg(long, env = "ICBD_IDENTITY_DIR", value_name = "DIR")]
@@ -100,6 +103,7 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
         Arc::clone(&metrics),
         Network::new(identity),
         pace,
+        options.send_mode,
     );
     let (closing, look) = (CancellationToken::new(), Arc::new(Notify::new()));
 

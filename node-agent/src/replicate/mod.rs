@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use icbd_btrfs::SnapshotNumber;
 use icbd_wire::control::{Reason, Role};
-use icbd_wire::data::{Hello, Mode, VersionRange};
+use icbd_wire::data::{Hello, VersionRange};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
@@ -27,7 +27,7 @@ use crate::identity::throwaway;
 use crate::image::ImageId;
 use crate::net::{self, Network, Stream};
 use crate::transfer::{
-    Bucket, CodecChoice, Home, Pace, Sender, Ticket, codec_name, extents_work, read_hello, receive,
+    Bucket, CodecChoice, Home, ModeChoice, Pace, Sender, Ticket, codec_name, read_hello, receive,
 };
 use folder::Folder;
 use progress::Meter;
@@ -64,12 +64,6 @@ pub(crate) struct Options {
     /// Print one line of JSON about what was done.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum ModeChoice {
-    Stream,
-    Extents,
 }
 
 /// What was done.
@@ -229,10 +223,7 @@ fn hello(options: &Options, folder: &Folder) -> Result<Hello> {
         snapshot: NonZeroU64::MIN,
         content,
         parent,
-        mode: match options.mode {
-            ModeChoice::Extents if extents_work(folder.dir()) => Mode::Extents,
-            ModeChoice::Extents | ModeChoice::Stream => Mode::Stream,
-        },
+        mode: options.mode.offered(folder.dir()),
         codecs: options.codec.offered(),
         expected_raw: None,
     })

@@ -35,7 +35,7 @@ use listen::Awaited;
 pub(crate) use receiver::home::Home;
 pub(crate) use receiver::receive;
 use source::Gatherings;
-pub(crate) use source::{Opened, Sender, extents_work};
+pub(crate) use source::{ModeChoice, Opened, Sender};
 pub(crate) use ticket::Ticket;
 pub(crate) use ticket::now;
 
@@ -53,6 +53,8 @@ struct Inner {
     network: Network,
     limits: Limits,
     pace: Pace,
+    /// How snapshots are offered.
+    mode: ModeChoice,
     tickets: Mutex<HashMap<(Uuid, Role), Arc<Ticket>>>,
     /// The announced transfers whose source has not connected yet.
     expected: Mutex<HashMap<Uuid, Awaited>>,
@@ -73,6 +75,7 @@ impl Transfers {
         metrics: Arc<Metrics>,
         network: Network,
         pace: Pace,
+        mode: ModeChoice,
     ) -> Self {
         Self(Arc::new(Inner {
             images,
@@ -81,6 +84,7 @@ impl Transfers {
             network,
             limits: Limits::default(),
             pace,
+            mode,
             tickets: Mutex::default(),
             expected: Mutex::default(),
             announcing: tokio::sync::Mutex::default(),

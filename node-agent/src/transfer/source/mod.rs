@@ -6,6 +6,7 @@ mod converse;
 mod feed;
 mod gather;
 mod measure;
+mod mode;
 mod probe;
 
 use std::collections::HashSet;
@@ -28,7 +29,7 @@ use self::feed::{Agreed, Feed, Subscription};
 pub(super) use self::gather::Gatherings;
 use self::gather::PassKey;
 use self::measure::measure;
-pub(crate) use self::probe::extents_work;
+pub(crate) use self::mode::ModeChoice;
 use super::Transfers;
 use super::codec::CodecChoice;
 use super::limit::Bucket;
@@ -61,7 +62,7 @@ impl Transfers {
             .facts
             .transfer(&request.transfer, Role::Source)
             .is_some();
-        let (wanted, owner) = (Arc::clone(&order), request.owner);
+        let (wanted, owner, choice) = (Arc::clone(&order), request.owner, self.0.mode);
         let opened = self
             .0
             .images
@@ -74,18 +75,14 @@ impl Transfers {
                 if known {
                     return Ok(None);
                 }
-                let works = extents_work(pool);
-                Ok(Some((wanted.open(&image)?, works)))
+                Ok(Some((wanted.open(&image)?, choice.offered(pool))))
             })
             .await?;
-        let Some((opened, extents_work)) = opened else {
+        let Some((opened, mode)) = opened else {
             return Ok(());
         };
         let known_bad = self.stream_only().contains(&order.identity);
-        let mode = match extents_work && !known_bad {
-            true => Mode::Extents,
-            false => Mode::Stream,
-        };
+        let mode = if known_bad { Mode::Stream } else { mode };
         let peer = request
             .receiver
             .map(|receiver| receiver.node)
