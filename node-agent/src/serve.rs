@@ -24,8 +24,9 @@ use crate::transfer::{ModeChoice, Pace, Transfers};
 use crate::watch::Facts;
 use crate::{health, net};
 
-/// How long open calls get to end when the agent does.
-const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+/// How long calls and transfers get to end when the agent does: what has arrived is kept first, and
+/// Kubernetes waits for 30 s.
+const CLOSE_WITHIN: Duration = Duration::from_secs(20);
 
 /// How often the operator's connection is asked whether it is still there, and how long it may take
 /// to answer.

@@ -75,6 +75,8 @@ impl Announced {
         if verdict == Verdict::AlreadyThere {
             return Ok(verdict);
         }
+        let kept = arrival::kept(meta, self.number, &self.arrival, self.parent)?;
+        let bytes = bytes.saturating_sub(kept.map_or(0, |kept| kept.position().raw));
         let (_, free) = pool.space()?;
         if free.saturating_sub(self.min_free) < bytes.max(1) {
             let message = format!(
