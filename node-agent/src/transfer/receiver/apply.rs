@@ -191,6 +191,7 @@ impl Applying<'_> {
             let durable = &self.reception.durable;
             durable.store(position.raw, Ordering::Release);
             self.reception.movement.moved();
+            tracing::debug!(raw = position.raw, took = ?begun.elapsed(), "checkpoint");
         }
         self.checked = Instant::now();
         self.pause = self
