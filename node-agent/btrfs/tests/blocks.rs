@@ -184,14 +184,7 @@ fn blocks_are_filled_by_several_threads_at_once() {
 fn data_is_written_by_whole_mebibytes_however_small_its_extents() {
     let pair = Pair::new();
     let live = pair.live();
-    support::run(
-        "mount",
-        [
-            "-o".as_ref(),
-            "remount,compress-force=zstd".as_ref(),
-            pair.source.path().as_os_str(),
-        ],
-    );
+    pair.source.remount("compress-force=zstd");
     // Starts off a boundary, and compresses: extents of 128 KiB.
     let text: Vec<u8> = noise(MIB, 1)
         .into_iter()

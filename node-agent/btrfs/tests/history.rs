@@ -62,6 +62,12 @@ fn number(variable: &str) -> Option<u64> {
 
 fn replay(pools: &Pools, seed: u64) {
     println!("HISTORY_SEED={seed}");
+    let options = [
+        "datasum,compress=no",
+        "datasum,compress-force=zstd",
+        "compress=no,nodatasum",
+    ];
+    pools.source.remount(options[seed as usize % options.len()]);
     let mut history = History::new(&pools.source, seed);
     let mut witness_agrees = true;
     for number in 1..=SNAPSHOTS {

@@ -63,6 +63,13 @@ impl Pool {
         self.directory.join("mnt")
     }
 
+    /// Changes the options that it is mounted with.
+    pub fn remount(&self, options: &str) {
+        let options = format!("remount,{options}");
+        let path = self.path();
+        run("mount", ["-o".as_ref(), options.as_ref(), path.as_os_str()]);
+    }
+
     /// The file that the loop device stands on.
     pub fn disk(&self) -> PathBuf {
         self.directory.join("disk")
