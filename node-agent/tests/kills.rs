@@ -165,14 +165,17 @@ async fn whatever_is_killed_the_replica_is_equal(mode: &'static str) {
     let mut ground = Ground::new(mode).await;
     let (mut done, mut raw) = (0, 0);
     let mut parent: Option<SnapshotInfo> = None;
-    while done < kills {
+    for round in 1.. {
+        if done == kills {
+            break;
+        }
         ground
             .source
             .write_live("disk.img", &noise(random.u64(..), CHANGED as usize));
         ground
             .source
             .write_live("note", &noise(random.u64(..), 100));
-        let snapshot = ground.from.take(&format!("after-{done}")).await;
+        let snapshot = ground.from.take(&format!("round-{round}")).await;
         let plan = match &parent {
             None => Plan::full(&snapshot),
             Some(parent) => Plan::increment(&snapshot, parent),
