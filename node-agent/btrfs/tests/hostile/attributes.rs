@@ -1,27 +1,20 @@
 //! Payloads whose attributes are not those that the command has: missing, repeated, foreign,
 //! unknown, of a wrong size, or lying about it.
 
-use icbd_btrfs::stream::{Attribute, Version};
+use icbd_btrfs::stream::Attribute;
 
-use super::case::{Case, Stage};
-use super::commands::{attribute, commands, has_length, put_together, taken_apart};
+use super::case::{Case, Stage, stages};
+use super::commands::{attribute, has_length, put_together, taken_apart};
 use super::target::Target;
 
 pub fn cases(target: &Target) -> Vec<Case> {
     let mut cases = Vec::new();
-    for version in [Version::V1, Version::V2] {
-        for command in commands(version) {
-            let stage = Stage {
-                target,
-                version,
-                command,
-            };
-            let attributes = taken_apart(&command, version);
-            for index in 0..attributes.len() {
-                of_one(&stage, &attributes, index, &mut cases);
-            }
-            strange(&stage, &attributes, &mut cases);
+    for stage in stages(target) {
+        let attributes = taken_apart(&stage.command, stage.version);
+        for index in 0..attributes.len() {
+            of_one(&stage, &attributes, index, &mut cases);
         }
+        strange(&stage, &attributes, &mut cases);
     }
     cases
 }

@@ -4,6 +4,7 @@ use icbd_btrfs::receive::ReceiveError;
 use icbd_btrfs::stream::encode::Encoder;
 use icbd_btrfs::stream::{Command, Kind, Position, Version};
 
+use super::commands::commands;
 use super::target::{Route, Target, upcoming};
 
 /// A hostile stream.
@@ -104,6 +105,20 @@ pub struct Stage<'a> {
     pub version: Version,
     /// The command that does no harm.
     pub command: Command<'a>,
+}
+
+/// A stage for every command; in version 1 for WRITE alone, which is where the versions differ.
+pub fn stages(target: &Target) -> impl Iterator<Item = Stage<'_>> {
+    [Version::V1, Version::V2]
+        .into_iter()
+        .flat_map(move |version| {
+            commands(version).map(move |command| Stage {
+                target,
+                version,
+                command,
+            })
+        })
+        .filter(|stage| stage.version == Version::V2 || stage.command.kind() == Kind::Write)
 }
 
 impl Stage<'_> {

@@ -4,7 +4,7 @@
 use icbd_btrfs::stream::encode::payload;
 use icbd_btrfs::stream::{Command, MAX_BLOCK, Position, Version};
 
-use super::case::{Case, Stage, Verdict};
+use super::case::{Case, Stage, Verdict, stages};
 use super::commands::{commands, has_length, is_known, taken_apart};
 use super::target::{Target, upcoming};
 
@@ -16,18 +16,11 @@ const STREAM_HEADER: usize = 17;
 
 pub fn cases(target: &Target) -> Vec<Case> {
     let mut cases = headers(target);
-    for version in [Version::V1, Version::V2] {
-        for command in commands(version) {
-            let stage = Stage {
-                target,
-                version,
-                command,
-            };
-            unknown(&stage, &mut cases);
-            lengths(&stage, &mut cases);
-            checksums(&stage, &mut cases);
-            cuts(&stage, &mut cases);
-        }
+    for stage in stages(target) {
+        unknown(&stage, &mut cases);
+        lengths(&stage, &mut cases);
+        checksums(&stage, &mut cases);
+        cuts(&stage, &mut cases);
     }
     for command in commands(Version::V2).filter(|command| !is_known(command, Version::V1)) {
         cases.push(later(target, command));

@@ -1,25 +1,18 @@
 //! Commands where they do not belong: before the subvolume, after the end, a second beginning.
 
 use icbd_btrfs::stream::encode::Encoder;
-use icbd_btrfs::stream::{Command, Kind, Version};
+use icbd_btrfs::stream::{Command, Kind};
 
-use super::case::{Case, Stage, Verdict};
-use super::commands::{commands, path};
+use super::case::{Case, Stage, Verdict, stages};
+use super::commands::path;
 use super::target::{SELF, Target, upcoming};
 
 pub fn cases(target: &Target) -> Vec<Case> {
     let mut cases = Vec::new();
-    for version in [Version::V1, Version::V2] {
-        for command in commands(version) {
-            let stage = Stage {
-                target,
-                version,
-                command,
-            };
-            cases.push(before_the_subvolume(&stage));
-            cases.push(after_the_end(&stage));
-            cases.extend(second_beginnings(&stage));
-        }
+    for stage in stages(target) {
+        cases.push(before_the_subvolume(&stage));
+        cases.push(after_the_end(&stage));
+        cases.extend(second_beginnings(&stage));
     }
     cases
 }

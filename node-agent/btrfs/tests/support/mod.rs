@@ -50,7 +50,7 @@ impl Pool {
             "mount",
             [
                 "-o".as_ref(),
-                "loop".as_ref(),
+                "loop,nobarrier".as_ref(),
                 image.as_os_str(),
                 pool.path().as_os_str(),
             ],
