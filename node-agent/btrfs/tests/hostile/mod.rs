@@ -2,13 +2,20 @@
 //! and the place where they are let loose. What is tried by hand, one story each, is not here.
 // A test fails by panicking, and so do the functions that it is made of. Each test binary uses its
 // own part of this.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic
+)]
 
 mod attributes;
 mod case;
 mod commands;
 mod device;
 mod framing;
+mod mutation;
 mod order;
 mod paths;
 mod sources;
@@ -17,6 +24,7 @@ mod values;
 
 pub use case::Case;
 pub use commands::path;
+pub use mutation::{Mutation, split};
 pub use target::{Route, SELF, Target};
 
 /// All cases there are, class by class.

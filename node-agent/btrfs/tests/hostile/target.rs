@@ -25,7 +25,7 @@ pub const SELF: Uuid = Uuid::from_bytes([7; 16]);
 const RESULT: &[u8] = b"2";
 
 /// How a stream comes to the receiver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Route {
     /// As the kernel makes it.
     Whole,
