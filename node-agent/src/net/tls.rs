@@ -179,10 +179,7 @@ impl TlsStream {
         let drained = async {
             poll_fn(|cx| self.poll_send(cx)).await?;
             self.tcp.shutdown().await?;
-            loop {
-                self.incoming.clear();
-                poll_fn(|cx| self.poll_receive(cx)).await?;
-            }
+            poll_fn(|cx| self.poll_drain(cx)).await
         };
         let _: Result<io::Result<()>, _> = timeout(PARTING, drained).await;
     }
@@ -245,6 +242,16 @@ impl TlsStream {
         match ready!(poll_read_buf(Pin::new(tcp), cx, incoming))? {
             0 => Poll::Ready(Err(hung_up())),
             _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Waits for the peer to close, and takes in nothing of what it still says.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            self.incoming.clear();
+            if ready!(self.poll_receive(cx)).is_err() {
+                return Poll::Ready(Ok(()));
+            }
         }
     }
 
@@ -351,6 +358,10 @@ impl AsyncRead for TlsStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.closed {
+            // Nobody is to be answered any more, and rustls would take damage for a reason to.
+            return this.poll_drain(cx);
+        }
         let before = buffer.remaining();
         if !this.plain.is_empty() {
             let (ready, _) = this.plain.split_at(this.plain.len().min(before));
