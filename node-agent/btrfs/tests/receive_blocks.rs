@@ -29,14 +29,7 @@ fn commands(pair: &Pair, name: &str, parent: Option<&str>) -> Vec<Vec<u8>> {
     };
     let mut stream = Vec::new();
     request.start().unwrap().read_to_end(&mut stream).unwrap();
-    let (mut commands, mut from, mut at) = (Vec::new(), 0, 17);
-    while at < stream.len() {
-        let length = u32::from_le_bytes(stream[at..at + 4].try_into().unwrap());
-        at += 10 + length as usize;
-        commands.push(stream[from..at].to_vec());
-        from = at;
-    }
-    commands
+    receive_pair::split(&stream)
 }
 
 fn apply(arriving: &mut Arriving<'_>, blocks: &[Vec<u8>]) {

@@ -33,6 +33,7 @@ fn a_thousand_hostile_streams_do_no_harm_and_their_controls_are_taken() {
     let mut classes: BTreeMap<_, (usize, usize)> = BTreeMap::new();
     for case in &cases {
         for route in Route::ALL {
+            let _named = OnPanic(format!("{}: {}, by {route:?}", case.class, case.what));
             if case.open.contains(&route) && controls.insert((route, &case.control)) {
                 let control = target.receive(route, &case.control);
                 control.unwrap_or_else(|error| panic!("control of {}: {error}", case.what));
@@ -60,6 +61,17 @@ fn a_thousand_hostile_streams_do_no_harm_and_their_controls_are_taken() {
     );
     assert!(refused >= 1000, "{refused} cases");
     assert!(grown < MEMORY, "memory grew by {grown} bytes");
+}
+
+/// Says which case it was.
+struct OnPanic(String);
+
+impl Drop for OnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the case was {}", self.0);
+        }
+    }
 }
 
 /// The most memory that this process has had since it began to look.

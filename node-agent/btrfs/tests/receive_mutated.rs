@@ -16,9 +16,9 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use hostile::{Mutation, Route, Target, split};
+use hostile::{Mutation, Route, Target};
 use icbd_btrfs::{Access, SendRequest, Subvolume, snapshot};
-use receive_pair::{btrfs_send, noise, receive};
+use receive_pair::{btrfs_send, noise, receive, split};
 use support::Pool;
 
 /// Of each stream. Each is applied by every route.

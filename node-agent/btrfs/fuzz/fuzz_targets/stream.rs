@@ -27,7 +27,9 @@ fn framed(mut bytes: &[u8], version: Version) -> Vec<u8> {
 }
 
 fn read(bytes: &[u8]) {
-    let Ok(Some(mut reader)) = Reader::begin(bytes) else { return };
+    let Ok(Some(mut reader)) = Reader::begin(bytes) else {
+        return;
+    };
     let version = reader.version();
     while let Ok(Some(command)) = reader.next_command() {
         same_again(&command, version);

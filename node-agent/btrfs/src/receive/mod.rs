@@ -314,3 +314,16 @@ impl Received<'_> {
         partial.become_snapshot(name).map_err(ReceiveError::Finish)
     }
 }
+
+/// What the extents of encoded writes stand for, one after the other, as a stream has them.
+///
+/// # Errors
+/// Of each that is damaged, or too much.
+#[cfg(fuzzing)]
+pub fn decode(extents: &[crate::stream::Encoded<'_>]) -> Vec<Result<Vec<u8>, Refusal>> {
+    let mut decoder = decode::Decoder::default();
+    extents
+        .iter()
+        .map(|extent| decoder.decode(extent).map(<[u8]>::to_vec))
+        .collect()
+}

@@ -24,7 +24,7 @@ mod values;
 
 pub use case::Case;
 pub use commands::path;
-pub use mutation::{Mutation, split};
+pub use mutation::Mutation;
 pub use target::{Route, SELF, Target};
 
 /// All cases there are, class by class.

@@ -8,18 +8,6 @@ use icbd_btrfs::stream::encode::Encoder;
 const STREAM_HEADER: usize = 17;
 const HEADER: usize = 10;
 
-/// A stream as its commands, the stream's header with the first.
-pub fn split(stream: &[u8]) -> Vec<Vec<u8>> {
-    let (mut commands, mut from, mut at) = (Vec::new(), 0, STREAM_HEADER);
-    while at < stream.len() {
-        let length = u32::from_le_bytes(stream[at..at + 4].try_into().unwrap());
-        at += HEADER + length as usize;
-        commands.push(stream[from..at].to_vec());
-        from = at;
-    }
-    commands
-}
-
 /// What is done to a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mutation {

@@ -239,6 +239,18 @@ pub fn remove(pool: &Pool, name: &str) {
     delete(pool.dir(), name).unwrap();
 }
 
+/// A stream as its commands, the stream's header with the first.
+pub fn split(stream: &[u8]) -> Vec<Vec<u8>> {
+    let (mut commands, mut from, mut at) = (Vec::new(), 0, 17);
+    while at < stream.len() {
+        let length = u32::from_le_bytes(stream[at..at + 4].try_into().unwrap());
+        at += 10 + length as usize;
+        commands.push(stream[from..at].to_vec());
+        from = at;
+    }
+    commands
+}
+
 /// A stream of `btrfs send`, with options of its own.
 pub fn btrfs_send(pool: &Pool, arguments: &[&str]) -> Vec<u8> {
     let output = Command::new("btrfs")
