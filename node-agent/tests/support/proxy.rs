@@ -4,10 +4,14 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+/// What passes in bad times, in bytes a second.
+pub const SLOW: u64 = 2 << 20;
 
 /// What becomes of what passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +21,8 @@ pub enum Weather {
     Cut,
     /// Nothing passes any more.
     Stall,
+    /// It passes, at no more than [`SLOW`].
+    Slow,
     /// A bit of what the source says is another.
     Corrupt,
 }
@@ -103,6 +109,12 @@ async fn forward(
         }
         if *weather.borrow() == Weather::Corrupt {
             buffer[count / 2] ^= 1;
+        }
+        if *weather.borrow() == Weather::Slow {
+            // The line is so slow, or becomes faster.
+            let line = Duration::from_secs_f64(count as f64 / SLOW as f64);
+            let faster = weather.wait_for(|weather| *weather != Weather::Slow);
+            let _ = tokio::time::timeout(line, faster).await.is_ok();
         }
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
