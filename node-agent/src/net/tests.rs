@@ -55,16 +55,18 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     (0..length).map(|_| random.u8(..)).collect()
 }
 
-/// Writes all of `bytes`, reads until the peer ends, and gives what came.
-async fn exchange(stream: impl AsyncRead + AsyncWrite, bytes: &[u8]) -> Vec<u8> {
+/// Writes all of `bytes`, reads as many as are wanted, and ends together with the peer.
+async fn exchange(stream: impl AsyncRead + AsyncWrite, bytes: &[u8], wanted: usize) -> Vec<u8> {
     let (mut from, mut to) = tokio::io::split(stream);
-    let mut came = Vec::new();
+    let mut came = vec![0; wanted];
     let write = async {
         to.write_all(bytes).await.unwrap();
-        to.shutdown().await.unwrap();
+        to.flush().await.unwrap();
     };
-    let (_, read) = tokio::join!(write, from.read_to_end(&mut came));
+    let (_, read) = tokio::join!(write, from.read_exact(&mut came));
     read.unwrap();
+    to.shutdown().await.unwrap();
+    assert_eq!(from.read(&mut [0; 1]).await.unwrap(), 0, "more came");
     came
 }
 
@@ -82,7 +84,10 @@ async fn bytes_go_both_ways_at_once_and_end_together() {
     let (here, there) = (here.unwrap(), there.unwrap());
     assert_eq!((here.peer(), there.peer()), (Some("other"), Some("one")));
     let (request, answer) = (noise(1, 5 * MIB + 17), noise(2, 3 * MIB + 1));
-    let (answered, requested) = tokio::join!(exchange(here, &request), exchange(there, &answer));
+    let (answered, requested) = tokio::join!(
+        exchange(here, &request, answer.len()),
+        exchange(there, &answer, request.len())
+    );
     assert!(requested == request && answered == answer);
 }
 
@@ -227,11 +232,11 @@ async fn stock_tls_gets_along_with_it_whatever_its_records_and_keys() {
             .unwrap();
         // Asks for new keys in both directions.
         stream.get_mut().1.refresh_traffic_keys().unwrap();
-        exchange(stream, &request).await
+        exchange(stream, &request, answer.len()).await
     };
     let accept = async {
         let stream = other.accept(listener.accept().await.unwrap().0).await;
-        exchange(stream.unwrap(), &answer).await
+        exchange(stream.unwrap(), &answer, request.len()).await
     };
     let (answered, requested) = tokio::join!(connect, accept);
     assert!(requested == request && answered == answer);
@@ -243,11 +248,11 @@ async fn stock_tls_gets_along_with_it_whatever_its_records_and_keys() {
             .await
             .unwrap();
         stream.get_mut().1.refresh_traffic_keys().unwrap();
-        exchange(stream, &answer).await
+        exchange(stream, &answer, request.len()).await
     };
     let connect = async {
         let stream = other.dial(address, "one").await;
-        exchange(stream.unwrap(), &request).await
+        exchange(stream.unwrap(), &request, answer.len()).await
     };
     let (answered, requested) = tokio::join!(connect, accept);
     assert!(requested == request && answered == answer);
@@ -297,12 +302,12 @@ async fn keys_are_renewed_before_they_are_worn_out() {
         let tcp = TcpStream::connect(address).await.unwrap();
         let name = "server".try_into().unwrap();
         let stream = TlsStream::connect(tcp, Arc::new(client), name).await;
-        exchange(stream.unwrap(), &request).await
+        exchange(stream.unwrap(), &request, answer.len()).await
     };
     let accept = async {
         let tcp = listener.accept().await.unwrap().0;
         let stream = TlsStream::accept(tcp, Arc::new(server)).await;
-        exchange(stream.unwrap(), &answer).await
+        exchange(stream.unwrap(), &answer, request.len()).await
     };
     let (answered, requested) = tokio::join!(connect, accept);
     assert!(requested == request && answered == answer);
