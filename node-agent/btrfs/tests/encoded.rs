@@ -17,7 +17,7 @@ use icbd_btrfs::stream::encode::Encoder;
 use icbd_btrfs::stream::{BlockReader, Command, Compression, Encoded, TreePath, Version};
 use icbd_btrfs::{BlockError, Encoding, Errno, SendRequest, Subvolume};
 use receive_pair::Mode::{StoredExtents, StoredStream};
-use receive_pair::{MIB, PARTIAL, Pair, names, noise, remove, replicate_by};
+use receive_pair::{MIB, PARTIAL, Pair, assert_equal, names, noise, remove, replicate_by};
 use rustix::fs::{FallocateFlags, fallocate};
 use support::{Pool, run};
 use uuid::Uuid;
@@ -187,6 +187,51 @@ fn increments_arrive_compressed_too() {
 fn compressed_tree_elsewhere(live: &Path) {
     fs::create_dir(live.join("more")).unwrap();
     compressed_tree(&live.join("more"));
+}
+
+#[test]
+#[ignore = "needs root and btrfs"]
+fn from_a_checkpoint_compressed_extents_go_on_arriving() {
+    let pair = Pair::new();
+    compress_by(&pair.source, "zstd:1");
+    compressed_tree(&pair.live());
+    write(&pair.live().join("large"), &text(20 * MIB, 30), 0);
+    let source = pair.take("1");
+    let request = SendRequest {
+        source: &source,
+        parent: None,
+        clone_sources: &[],
+    };
+    let blocks = request.extents_as(Encoding::AsStored, go_on).unwrap();
+    let blocks: Vec<_> = blocks
+        .map(|block| {
+            let mut bytes = Vec::new();
+            block.unwrap().fill(&mut bytes).unwrap();
+            bytes
+        })
+        .collect();
+    assert!(blocks.len() > 3, "{}", blocks.len());
+    let dir = pair.replica.dir();
+    let receiver =
+        Receiver::new(dir.as_fd(), PARTIAL.as_bytes(), &[]).with_encoding(Encoding::AsStored);
+    for cut in 1..blocks.len() {
+        let mut arriving = receiver.begin();
+        for block in &blocks[..cut] {
+            arriving.block(block, |_| go_on(0)).unwrap();
+        }
+        let checkpoint = arriving.checkpoint(b".kept").unwrap().unwrap();
+        drop(arriving);
+        let kept = Subvolume::open(pair.replica.dir(), ".kept").unwrap();
+        let mut arriving = receiver.resume(&checkpoint, &kept).unwrap();
+        for block in &blocks[cut..] {
+            arriving.block(block, |_| go_on(0)).unwrap();
+        }
+        let received = arriving.end().unwrap().finish(b"1").unwrap();
+        assert_equal(&source, &received);
+        for name in ["1", ".kept"] {
+            remove(&pair.replica, name);
+        }
+    }
 }
 
 #[test]
