@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
+use crate::encoding::Encoding;
 use crate::error::Error;
 use crate::send::{FileData, KernelThread, SendRequest};
 
@@ -34,7 +35,7 @@ impl SendRequest<'_> {
             .map_err(failed("open a pipe for holding"))?;
         rustix::pipe::fcntl_setpipe_size(&writer, 1)
             .map_err(failed("shrink a pipe for holding"))?;
-        let kernel = self.spawn(writer, FileData::Included)?;
+        let kernel = self.spawn(writer, FileData::Included(Encoding::Plain))?;
 
         let mut fds = [PollFd::new(&reader, PollFlags::IN)];
         while let Err(errno) = poll(&mut fds, None) {

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod digest;
+mod encoding;
 mod error;
 mod hold;
 mod identity;
@@ -17,11 +18,13 @@ mod space;
 pub mod stream;
 mod subvolume;
 mod sys;
+mod tree_items;
 mod walk;
 mod watched;
 
 pub use blocks::{Block, BlockError, ExtentBlocks, StreamBlocks};
 pub use digest::{Digest, digest};
+pub use encoding::Encoding;
 pub use error::Error;
 pub use hold::Hold;
 pub use identity::{Identity, Suspicion};

@@ -8,10 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::thread::JoinHandle;
 
-use linux_raw_sys::btrfs::{BTRFS_SEND_FLAG_NO_FILE_DATA, BTRFS_SEND_FLAG_VERSION};
+use linux_raw_sys::btrfs::{
+    BTRFS_SEND_FLAG_COMPRESSED, BTRFS_SEND_FLAG_NO_FILE_DATA, BTRFS_SEND_FLAG_VERSION,
+};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
+use crate::encoding::Encoding;
 use crate::error::Error;
 use crate::subvolume::{Subvolume, escape, file_system_id};
 use crate::sys;
@@ -41,7 +44,7 @@ pub(crate) type KernelThread = JoinHandle<Result<(), Error>>;
 /// Whether the stream carries what is in the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileData {
-    Included,
+    Included(Encoding),
     /// An UPDATE_EXTENT command stands for each range of data.
     Omitted,
 }
@@ -54,7 +57,7 @@ impl SendRequest<'_> {
     /// [`Error::Writable`] if a subvolume is not read-only; EPIPE if the pipe's reader has gone;
     /// EINVAL or EOPNOTSUPP from a kernel older than 6.0; EIO if the source cannot be read.
     pub fn send_to(&self, out: impl AsFd) -> Result<(), Error> {
-        self.write(out.as_fd(), FileData::Included)
+        self.write(out.as_fd(), FileData::Included(Encoding::Plain))
     }
 
     /// Starts sending on a thread of its own; the stream is read from the answer.
@@ -62,7 +65,7 @@ impl SendRequest<'_> {
     /// # Errors
     /// No descriptor or thread to be had. What the kernel has against sending it, reading tells.
     pub fn start(&self) -> Result<SendStream, Error> {
-        self.start_with(FileData::Included)
+        self.start_with(FileData::Included(Encoding::Plain))
     }
 
     pub(crate) fn start_with(&self, data: FileData) -> Result<SendStream, Error> {
@@ -131,7 +134,8 @@ impl SendRequest<'_> {
             .chain(self.clone_sources.iter().map(|sub| read_only_id(sub)))
             .collect::<Result<Vec<u64>, _>>()?;
         let data_flag = match data {
-            FileData::Included => 0,
+            FileData::Included(Encoding::Plain) => 0,
+            FileData::Included(Encoding::AsStored) => BTRFS_SEND_FLAG_COMPRESSED,
             FileData::Omitted => BTRFS_SEND_FLAG_NO_FILE_DATA,
         };
         let what = sys::SendArgs {

@@ -7,12 +7,13 @@
 
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
 
 use linux_raw_sys::btrfs::{
-    BTRFS_INODE_ITEM_KEY, BTRFS_SUBVOL_RDONLY, btrfs_inode_item, btrfs_ioctl_fs_info_args,
+    BTRFS_SUBVOL_RDONLY, btrfs_ioctl_encoded_io_args, btrfs_ioctl_fs_info_args,
     btrfs_ioctl_get_subvol_info_args, btrfs_ioctl_received_subvol_args, btrfs_ioctl_search_args,
-    btrfs_ioctl_search_header, btrfs_ioctl_search_key, btrfs_ioctl_send_args, btrfs_ioctl_timespec,
-    btrfs_ioctl_vol_args_v2, btrfs_ioctl_vol_args_v2__bindgen_ty_1 as ArgsUnion,
+    btrfs_ioctl_search_key, btrfs_ioctl_send_args, btrfs_ioctl_timespec, btrfs_ioctl_vol_args_v2,
+    btrfs_ioctl_vol_args_v2__bindgen_ty_1 as ArgsUnion,
     btrfs_ioctl_vol_args_v2__bindgen_ty_2 as NameUnion,
 };
 use linux_raw_sys::ctypes::c_char;
@@ -23,7 +24,7 @@ use linux_raw_sys::ioctl::{
     BTRFS_IOC_SUBVOL_GETFLAGS, BTRFS_IOC_SUBVOL_SETFLAGS, BTRFS_IOC_TREE_SEARCH, FICLONERANGE,
 };
 use rustix::io::{Errno, Result};
-use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl};
+use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl, opcode};
 
 // An ioctl's number carries the size of its argument in bits 16 to 29, so each of these fails to
 // compile where a struct is laid out in another way than the kernel's.
@@ -197,53 +198,129 @@ pub(crate) fn clone_range(
     unsafe { ioctl(target, Setter::<OPCODE, _>::new(args)) }
 }
 
-/// What the tree of a subvolume keeps of an inode.
-pub(crate) struct InodeItem {
-    /// Transaction that made it; tells it from others that had its number before.
-    pub(crate) generation: u64,
-    /// Type and permissions.
-    pub(crate) mode: u32,
-}
+/// Room for the items that a search finds at a time.
+pub(crate) const SEARCH_ROOM: usize = 3992;
 
-/// What is kept of `inode` in the subvolume that `fd` is in; ENOENT if it has none of that number.
-pub(crate) fn inode_item(fd: BorrowedFd<'_>, inode: u64) -> Result<InodeItem> {
+/// The items of one object and one type, from the offset `offsets.0` to `offsets.1` at the most, of the tree of
+/// the subvolume that `fd` is in: how many were found, and each as a `btrfs_ioctl_search_header` with the item
+/// behind it. At most `most`, and no more than there is room for.
+pub(crate) fn search(
+    fd: BorrowedFd<'_>,
+    (object, item_type): (u64, u32),
+    (first, last): (u64, u64),
+    most: u32,
+) -> Result<(u32, [u8; SEARCH_ROOM])> {
     const OPCODE: Opcode = BTRFS_IOC_TREE_SEARCH as Opcode;
     let mut args = btrfs_ioctl_search_args {
         key: btrfs_ioctl_search_key {
             tree_id: 0, // that of `fd`
-            min_objectid: inode,
-            max_objectid: inode,
-            min_offset: 0,
-            max_offset: u64::MAX,
+            min_objectid: object,
+            max_objectid: object,
+            min_offset: first,
+            max_offset: last,
             min_transid: 0,
             max_transid: u64::MAX,
-            min_type: BTRFS_INODE_ITEM_KEY,
-            max_type: BTRFS_INODE_ITEM_KEY,
-            nr_items: 1,
+            min_type: item_type,
+            max_type: item_type,
+            nr_items: most,
             unused: 0,
             unused1: 0,
             unused2: 0,
             unused3: 0,
             unused4: 0,
         },
-        buf: [0; 3992],
+        buf: [0; SEARCH_ROOM],
     };
     // SAFETY: the opcode reads and writes a btrfs_ioctl_search_args, during the call; the size is
     // asserted above, and any bit pattern is valid in it.
     unsafe { ioctl(fd, Updater::<OPCODE, _>::new(&mut args))? };
-    if args.key.nr_items == 0 {
-        return Err(Errno::NOENT);
+    Ok((args.key.nr_items, args.buf.map(|byte| byte as u8)))
+}
+
+/// Which part of which extent an encoded read or write is about, as `btrfs_ioctl_encoded_io_args` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EncodedRange {
+    /// Bytes of the file that show a part of the extent.
+    pub(crate) len: u64,
+    /// Bytes of the extent before it was compressed.
+    pub(crate) unencoded_len: u64,
+    /// Where in these the part begins.
+    pub(crate) unencoded_offset: u64,
+    /// One of `BTRFS_ENCODED_IO_COMPRESSION_*`.
+    pub(crate) compression: u32,
+}
+
+/// Reads what stands at `offset` of the file as it is stored, into `buffer`: which part of an extent that is,
+/// and how many bytes are stored. ENOBUFS if it does not fit. What is not compressed is read as it is, a hole as
+/// zeros. It needs CAP_SYS_ADMIN.
+pub(crate) fn encoded_read(
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<(EncodedRange, usize)> {
+    const OPCODE: Opcode = opcode::read::<btrfs_ioctl_encoded_io_args>(IOCTL_MAGIC, ENCODED_IO);
+    let memory = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    let mut args = encoded_args(&memory, offset)?;
+    // SAFETY: the opcode reads and writes a btrfs_ioctl_encoded_io_args, and writes at most as many bytes as
+    // the buffer has to where `memory` points, all during the call; all three are borrowed for longer.
+    let count = unsafe { libc::ioctl(fd.as_raw_fd(), OPCODE as _, &raw mut args) };
+    let count = usize::try_from(count).map_err(|_| last_error())?;
+    let range = EncodedRange {
+        len: args.len,
+        unencoded_len: args.unencoded_len,
+        unencoded_offset: args.unencoded_offset,
+        compression: args.compression,
+    };
+    Ok((range, count))
+}
+
+/// Makes a compressed extent of `data`, and has the file show `range` of it at `offset`. The kernel does not
+/// look at the data, and tells nobody when it cannot be made durable. It needs CAP_SYS_ADMIN.
+pub(crate) fn encoded_write(
+    fd: BorrowedFd<'_>,
+    offset: u64,
+    range: &EncodedRange,
+    data: &[u8],
+) -> Result<()> {
+    const OPCODE: Opcode = opcode::write::<btrfs_ioctl_encoded_io_args>(IOCTL_MAGIC, ENCODED_IO);
+    let memory = libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    };
+    let mut args = encoded_args(&memory, offset)?;
+    args.len = range.len;
+    args.unencoded_len = range.unencoded_len;
+    args.unencoded_offset = range.unencoded_offset;
+    args.compression = range.compression;
+    // SAFETY: the opcode reads a btrfs_ioctl_encoded_io_args, and the data that `memory` points to, which it
+    // does not change, all during the call; all three are borrowed for longer.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), OPCODE as _, &raw const args) } {
+        0.. => Ok(()),
+        _ => Err(last_error()),
     }
-    // A btrfs_ioctl_search_header, then the item, little-endian as on disk.
-    let item = args.buf.map(|byte| byte as u8);
-    let item = item.get(size_of::<btrfs_ioctl_search_header>()..);
-    let item = item.ok_or(Errno::OVERFLOW)?;
-    let field = |at: usize| item.get(at..).ok_or(Errno::OVERFLOW);
-    let generation = field(offset_of!(btrfs_inode_item, generation))?.first_chunk();
-    let mode = field(offset_of!(btrfs_inode_item, mode))?.first_chunk();
-    Ok(InodeItem {
-        generation: u64::from_le_bytes(*generation.ok_or(Errno::OVERFLOW)?),
-        mode: u32::from_le_bytes(*mode.ok_or(Errno::OVERFLOW)?),
+}
+
+/// `BTRFS_IOCTL_MAGIC`.
+const IOCTL_MAGIC: u8 = 0x94;
+
+/// The number of `BTRFS_IOC_ENCODED_READ` and `BTRFS_IOC_ENCODED_WRITE`.
+const ENCODED_IO: u8 = 64;
+
+fn encoded_args(memory: &libc::iovec, offset: u64) -> Result<btrfs_ioctl_encoded_io_args> {
+    Ok(btrfs_ioctl_encoded_io_args {
+        iov: ptr::from_ref(memory).cast(),
+        iovcnt: 1,
+        offset: offset.try_into().map_err(|_| Errno::INVAL)?,
+        flags: 0,
+        len: 0,
+        unencoded_len: 0,
+        unencoded_offset: 0,
+        compression: 0,
+        encryption: 0,
+        reserved: [0; 64],
     })
 }
 

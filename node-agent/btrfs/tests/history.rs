@@ -16,7 +16,7 @@ use std::io::Read;
 
 use icbd_btrfs::{SendRequest, Subvolume, digest};
 use random_history::History;
-use receive_pair::Mode::{Extents, Stream, Whole};
+use receive_pair::Mode::{Extents, StoredExtents, StoredStream, Stream, Whole};
 use receive_pair::{btrfs_receive, remove, replicate_by};
 use support::Pool;
 
@@ -31,6 +31,9 @@ struct Pools {
     /// Both as these, but in extents mode.
     extents: Pool,
     extents_second: Pool,
+    /// And with compressed extents as they are stored.
+    stored: Pool,
+    stored_second: Pool,
     /// `btrfs receive`.
     witness: Pool,
 }
@@ -44,6 +47,8 @@ fn whatever_happened_the_replica_is_equal() {
         second: Pool::new(),
         extents: Pool::new(),
         extents_second: Pool::new(),
+        stored: Pool::new(),
+        stored_second: Pool::new(),
         witness: Pool::new(),
     };
     if let Some(seed) = number("HISTORY_SEED") {
@@ -82,6 +87,8 @@ fn replay(pools: &Pools, seed: u64) {
             (Stream, &pools.replica, &pools.second),
             (Extents, &pools.source, &pools.extents),
             (Extents, &pools.extents, &pools.extents_second),
+            (StoredExtents, &pools.source, &pools.stored),
+            (StoredStream, &pools.stored, &pools.stored_second),
         ] {
             replicate_by(mode, (from, &name), before.as_deref(), (to, &name));
         }
@@ -107,6 +114,8 @@ fn replay(pools: &Pools, seed: u64) {
             (Stream, &pools.source),
             (Extents, &pools.source),
             (Extents, &pools.replica),
+            (StoredExtents, &pools.stored),
+            (StoredStream, &pools.stored),
         ] {
             replicate_by(mode, (from, &last), parent, (&pools.second, "again"));
             remove(&pools.second, "again");
@@ -118,9 +127,20 @@ fn replay(pools: &Pools, seed: u64) {
         second,
         extents,
         extents_second,
+        stored,
+        stored_second,
         witness,
     } = pools;
-    for pool in [source, replica, second, extents, extents_second, witness] {
+    for pool in [
+        source,
+        replica,
+        second,
+        extents,
+        extents_second,
+        stored,
+        stored_second,
+        witness,
+    ] {
         for name in receive_pair::names(pool) {
             remove(pool, &name);
         }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use rustix::fs::FallocateFlags;
 
 use super::files::SourceFile;
-use super::{Block, DataRead};
+use super::{Block, DataRead, Reading};
 use crate::stream::encode::Payload;
 use crate::stream::{Attribute, COMMAND_HEADER, Kind, MAX_BLOCK, Version};
+use crate::tree_items::CompressedExtent;
 
 /// Blocks under construction: filled up one after the other, no command across two.
 #[derive(Debug, Default)]
@@ -42,14 +43,29 @@ impl Cutter {
         let head = command(Kind::Write, head, length);
         self.make_room(head.len() + length);
         self.append(&head);
-        self.reads.push(DataRead {
-            after: self.bytes.len() - self.after,
-            file: file.clone(),
-            offset: range.start,
-            length,
-        });
-        self.after = self.bytes.len();
-        self.length += length;
+        let offset = range.start;
+        self.read(file, Reading::Plain { offset, length }, length);
+    }
+
+    /// Appends an ENCODED_WRITE of an extent of the file.
+    pub(super) fn stored(&mut self, file: &Arc<SourceFile>, extent: CompressedExtent) {
+        let length = extent.stored_len;
+        let shown = extent.shown.end - extent.shown.start;
+        let head = Payload::default()
+            .attribute(Attribute::Path, file.path())
+            .attribute(Attribute::FileOffset, &extent.shown.start.to_le_bytes())
+            .attribute(Attribute::UnencodedFileLen, &shown.to_le_bytes())
+            .attribute(Attribute::UnencodedLen, &extent.unencoded_len.to_le_bytes())
+            .attribute(Attribute::UnencodedOffset, &extent.offset.to_le_bytes())
+            .attribute(
+                Attribute::Compression,
+                &extent.compression.number().to_le_bytes(),
+            )
+            .data(Version::V2, &[]);
+        let head = command(Kind::EncodedWrite, head, length);
+        self.make_room(head.len() + length);
+        self.append(&head);
+        self.read(file, Reading::Stored(extent), length);
     }
 
     /// Appends what makes a range of the file a hole, and the file as long as to have it.
@@ -68,6 +84,17 @@ impl Cutter {
             .attribute(Attribute::Size, &size);
         self.command(&command(Kind::UpdateExtent, announcement, 0));
         self.command(&command(Kind::Fallocate, punch, 0));
+    }
+
+    /// Here comes data of the file.
+    fn read(&mut self, file: &Arc<SourceFile>, reading: Reading, length: usize) {
+        self.reads.push(DataRead {
+            after: self.bytes.len() - self.after,
+            file: file.clone(),
+            reading,
+        });
+        self.after = self.bytes.len();
+        self.length += length;
     }
 
     /// The commands end here.

@@ -25,6 +25,12 @@ pub enum BlockError {
         /// The path, escaped.
         path: String,
     },
+    /// The kernel sends an extent compressed with LZO, which receivers do not take. To be sent plain.
+    #[error("\"{path}\" of the snapshot is compressed with LZO, and can only be sent plain")]
+    Lzo {
+        /// The path that the stream calls it by, escaped.
+        path: String,
+    },
     /// The kernel refused a call about a file of a snapshot.
     #[error("cannot {doing} \"{path}\" of the snapshot: {errno}")]
     File {
@@ -84,6 +90,7 @@ impl BlockError {
             Self::BrokenOff
             | Self::Stream(_)
             | Self::Unknown { .. }
+            | Self::Lzo { .. }
             | Self::Short { .. }
             | Self::Changed { .. } => None,
         }

@@ -9,7 +9,9 @@ use super::files::{Snapshots, SourceFile};
 use super::kernel::Kernel;
 use super::map::{Content, Map};
 use super::overlay::{Node, Overlay};
+use super::stored::Stored;
 use super::{Block, BlockError};
+use crate::encoding::Encoding;
 use crate::send::{FileData, SendRequest};
 use crate::stream::{Command, MAX_BLOCK, TreePath};
 
@@ -33,14 +35,18 @@ pub struct ExtentBlocks<W> {
 }
 
 impl<W: FnMut(u64) -> ControlFlow<()>> ExtentBlocks<W> {
-    pub(super) fn start(request: &SendRequest<'_>, watch: W) -> Result<Self, BlockError> {
+    pub(super) fn start(
+        request: &SendRequest<'_>,
+        encoding: Encoding,
+        watch: W,
+    ) -> Result<Self, BlockError> {
         let snapshots = Snapshots::hold(request)?;
         let stream = request.start_with(FileData::Omitted)?;
         Ok(Self {
             kernel: Kernel::new(stream, watch),
             bytes: Vec::new(),
             taken: 0,
-            pass: Pass::new(snapshots),
+            pass: Pass::new(snapshots, encoding),
             ended: false,
             failed: false,
         })
@@ -117,6 +123,7 @@ impl<W: FnMut(u64) -> ControlFlow<()>> FusedIterator for ExtentBlocks<W> {}
 #[derive(Debug)]
 struct Pass {
     snapshots: Arc<Snapshots>,
+    encoding: Encoding,
     overlay: Overlay,
     /// The file whose data was announced last.
     file: Option<Announced>,
@@ -133,13 +140,16 @@ struct Announced {
     /// `None` for new files: there the kernel announces nothing but data. Of a file that the parent
     /// has it announces allocated space too, and, before it learned to punch them, holes.
     map: Option<Map>,
+    /// `None` if all is sent plain.
+    stored: Option<Stored>,
 }
 
 impl Pass {
-    fn new(snapshots: Snapshots) -> Self {
+    fn new(snapshots: Snapshots, encoding: Encoding) -> Self {
         Self {
             overlay: Overlay::new(snapshots.has_parent()),
             snapshots: Arc::new(snapshots),
+            encoding,
             file: None,
             pending: None,
             blocks: Cutter::default(),
@@ -180,10 +190,33 @@ impl Pass {
                     .map_err(BlockError::file("find the holes of", announced.file.path()))?,
                 None => (Content::Data, range.end),
             };
-            self.extend(&announced.file, content, range.start..end);
+            match content {
+                Content::Hole => self.extend(&announced.file, content, range.start..end),
+                Content::Data => self.data(&mut announced, range.start..end)?,
+            }
             range.start = end;
         }
         self.file = Some(announced);
+        Ok(())
+    }
+
+    /// Adds data, what is to be sent as it is stored one by one.
+    fn data(&mut self, announced: &mut Announced, mut range: Range<u64>) -> Result<(), BlockError> {
+        let Announced { file, stored, .. } = announced;
+        while !range.is_empty() {
+            let (extent, end) = match stored {
+                Some(stored) => stored.first(file, &range)?,
+                None => (None, range.end),
+            };
+            match extent {
+                Some(extent) => {
+                    self.settle();
+                    self.blocks.stored(file, extent);
+                }
+                None => self.extend(file, Content::Data, range.start..end),
+            }
+            range.start = end;
+        }
         Ok(())
     }
 
@@ -197,6 +230,7 @@ impl Pass {
         let file = SourceFile::new(&self.snapshots, inode, path.as_bytes());
         Ok(Announced {
             map: is_old.then(|| Map::of(&file)).transpose()?,
+            stored: (self.encoding == Encoding::AsStored).then(Stored::default),
             file: Arc::new(file),
         })
     }

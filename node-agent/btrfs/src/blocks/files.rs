@@ -1,6 +1,7 @@
 //! The files of the snapshot that is sent: found by inode number, and read. Which inode a path of the
 //! stream means is `overlay.rs`' answer.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -12,7 +13,8 @@ use crate::error::Error;
 use crate::hold::Hold;
 use crate::send::SendRequest;
 use crate::subvolume::{Subvolume, escape};
-use crate::sys;
+use crate::sys::{self, EncodedRange};
+use crate::tree_items::{CompressedExtent, compressed_extents, inode_item};
 
 /// A snapshot and its parent, held.
 #[derive(Debug)]
@@ -93,9 +95,13 @@ impl Unchanged {
         if info.read_only && info.ctransid == self.ctransid {
             return Ok(());
         }
-        Err(BlockError::Changed {
+        Err(self.changed())
+    }
+
+    fn changed(&self) -> BlockError {
+        BlockError::Changed {
             name: escape(self.snapshot.name()),
-        })
+        }
     }
 }
 
@@ -125,7 +131,7 @@ impl SourceFile {
     /// Opens it for reading.
     pub(super) fn open(&self) -> Result<OwnedFd, BlockError> {
         let Unchanged { snapshot, id, .. } = &self.snapshots.source;
-        let item = sys::inode_item(snapshot.as_fd(), self.inode)
+        let item = inode_item(snapshot.as_fd(), self.inode)
             .map_err(BlockError::file("find", &self.path))?;
         // Opening anything else could have an effect.
         if FileType::from_raw_mode(item.mode) != FileType::RegularFile {
@@ -133,6 +139,41 @@ impl SourceFile {
         }
         sys::open_inode(snapshot.as_fd(), *id, self.inode, item.generation)
             .map_err(BlockError::file("open", &self.path))
+    }
+
+    /// Its compressed extents, as [`compressed_extents`] finds them.
+    pub(super) fn compressed_extents(
+        &self,
+        range: &Range<u64>,
+    ) -> Result<(Vec<CompressedExtent>, u64), BlockError> {
+        let snapshot = self.snapshots.source.snapshot.as_fd();
+        compressed_extents(snapshot, self.inode, range)
+            .map_err(BlockError::file("find the extents of", &self.path))
+    }
+
+    /// Appends an extent of it to `out`, as it is stored.
+    pub(super) fn read_stored(
+        &self,
+        fd: BorrowedFd<'_>,
+        extent: &CompressedExtent,
+        out: &mut Vec<u8>,
+    ) -> Result<(), BlockError> {
+        let begin = out.len();
+        out.resize(begin + extent.stored_len, 0);
+        let read = sys::encoded_read(fd, extent.shown.start, &mut out[begin..])
+            .map_err(BlockError::file("read as it is stored", &self.path))?;
+        let shown = extent.shown.end - extent.shown.start;
+        let expected = EncodedRange {
+            // Of the extent more can show than is to be sent.
+            len: read.0.len.max(shown),
+            unencoded_len: extent.unencoded_len,
+            unencoded_offset: extent.offset,
+            compression: extent.compression.number(),
+        };
+        match read == (expected, extent.stored_len) {
+            true => Ok(()),
+            false => Err(self.snapshots.source.changed()),
+        }
     }
 
     /// Appends a range of it to `out`.

@@ -11,6 +11,10 @@
 //! stream says nothing else of a file that fallocate(2) made longer. Data is read only when a block
 //! is filled, so several threads can read at once while one takes the blocks.
 //!
+//! With [`Encoding::AsStored`] ENCODED_WRITE stands for what is compressed with zlib or zstd. The file's
+//! extents are looked up in the snapshot's tree, where alone the compressed length is to be had without
+//! reading: a block is to know how long it will be.
+//!
 //! The checksums of commands that are made here are zero. A block comes with a better one.
 //!
 //! # Determinism
@@ -25,6 +29,7 @@ mod files;
 mod kernel;
 mod map;
 mod overlay;
+mod stored;
 mod stream;
 
 use std::ops::ControlFlow;
@@ -35,9 +40,11 @@ pub use error::BlockError;
 pub use extents::ExtentBlocks;
 pub use stream::StreamBlocks;
 
+use crate::encoding::Encoding;
 use crate::send::{FileData, SendRequest};
 #[cfg(doc)]
 use crate::stream::MAX_BLOCK;
+use crate::tree_items::CompressedExtent;
 use files::SourceFile;
 use kernel::Kernel;
 
@@ -52,7 +59,18 @@ impl SendRequest<'_> {
     where
         W: FnMut(u64) -> ControlFlow<()>,
     {
-        let stream = self.start_with(FileData::Included)?;
+        self.blocks_as(Encoding::Plain, watch)
+    }
+
+    /// As [`SendRequest::blocks`], with compressed extents as `encoding` says.
+    ///
+    /// # Errors
+    /// As there; a block can tell [`BlockError::Lzo`].
+    pub fn blocks_as<W>(&self, encoding: Encoding, watch: W) -> Result<StreamBlocks<W>, BlockError>
+    where
+        W: FnMut(u64) -> ControlFlow<()>,
+    {
+        let stream = self.start_with(FileData::Included(encoding))?;
         Ok(StreamBlocks::new(Kernel::new(stream, watch)))
     }
 
@@ -67,7 +85,19 @@ impl SendRequest<'_> {
     where
         W: FnMut(u64) -> ControlFlow<()>,
     {
-        ExtentBlocks::start(self, watch)
+        self.extents_as(Encoding::Plain, watch)
+    }
+
+    /// As [`SendRequest::extents`], with compressed extents as `encoding` says; those that are compressed
+    /// with LZO are always decompressed.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn extents_as<W>(&self, encoding: Encoding, watch: W) -> Result<ExtentBlocks<W>, BlockError>
+    where
+        W: FnMut(u64) -> ControlFlow<()>,
+    {
+        ExtentBlocks::start(self, encoding, watch)
     }
 }
 
@@ -87,8 +117,13 @@ struct DataRead {
     /// After how many of the block's own bytes, from the data before it on.
     after: usize,
     file: Arc<SourceFile>,
-    offset: u64,
-    length: usize,
+    reading: Reading,
+}
+
+#[derive(Debug)]
+enum Reading {
+    Plain { offset: u64, length: usize },
+    Stored(CompressedExtent),
 }
 
 impl Block {
@@ -131,7 +166,12 @@ impl Block {
                 Some(last) if std::ptr::eq(last.0, &*read.file) => last,
                 _ => (&*read.file, read.file.open()?),
             };
-            file.read(fd.as_fd(), read.offset, read.length, out)?;
+            match &read.reading {
+                Reading::Plain { offset, length } => {
+                    file.read(fd.as_fd(), *offset, *length, out)?
+                }
+                Reading::Stored(extent) => file.read_stored(fd.as_fd(), extent, out)?,
+            }
             open = Some((file, fd));
         }
         out.extend_from_slice(own);

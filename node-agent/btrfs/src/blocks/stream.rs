@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use super::kernel::Kernel;
 use super::{Block, BlockError};
-use crate::stream::MAX_BLOCK;
+use crate::stream::{Command, Compression, MAX_BLOCK};
 
 /// The kernel's stream in blocks, as many commands in each as fit. It ends after the first error.
 #[derive(Debug)]
@@ -36,16 +36,33 @@ impl<W: FnMut(u64) -> ControlFlow<()>> StreamBlocks<W> {
             }
         }
         let mut rest = &bytes[..filled];
-        if self.kernel.command(&mut rest)?.is_none() {
-            return Ok(None);
+        match self.kernel.command(&mut rest)? {
+            Some(command) => refuse_lzo(&command)?,
+            None => return Ok(None),
         }
         while self.kernel.is_command(rest) {
-            self.kernel.command(&mut rest)?;
+            if let Some(command) = self.kernel.command(&mut rest)? {
+                refuse_lzo(&command)?;
+            }
         }
         self.rest.clear();
         self.rest.extend_from_slice(rest);
         bytes.truncate(filled - self.rest.len());
         Ok(Some(Block::of_bytes(bytes)))
+    }
+}
+
+/// The kernel cannot be asked to decompress these alone.
+fn refuse_lzo(command: &Command<'_>) -> Result<(), BlockError> {
+    match command {
+        Command::EncodedWrite { path, encoded, .. }
+            if matches!(encoded.compression, Compression::Lzo { .. }) =>
+        {
+            Err(BlockError::Lzo {
+                path: path.to_string(),
+            })
+        }
+        _ => Ok(()),
     }
 }
 

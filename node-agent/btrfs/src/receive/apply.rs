@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use uuid::Uuid;
 
-use super::decode::Decoder;
+use super::decode::{Decoder, is_as_btrfs_writes};
 use super::files::Files;
 use super::tree::{Node, Tree, disinherit};
 use super::{Base, Refusal};
+use crate::encoding::Encoding;
 use crate::stream::{Command, Encoded, Timestamp, TreePath};
 use crate::subvolume::Subvolume;
 
@@ -24,6 +25,7 @@ pub(super) struct Applier<'a> {
     uuid: Uuid,
     bases: &'a [Base<'a>],
     announcements: Announcements,
+    encoding: Encoding,
 }
 
 /// What UPDATE_EXTENT means.
@@ -41,6 +43,7 @@ impl<'a> Applier<'a> {
         uuid: Uuid,
         bases: &'a [Base<'a>],
         announcements: Announcements,
+        encoding: Encoding,
     ) -> Result<Applier<'a>, Refusal> {
         let stat = rustix::fs::fstat(partial).map_err(Refusal::system("look at the subvolume"))?;
         Ok(Applier {
@@ -60,6 +63,7 @@ impl<'a> Applier<'a> {
             uuid,
             bases,
             announcements,
+            encoding,
         })
     }
 
@@ -261,12 +265,16 @@ impl<'a> Applier<'a> {
         offset: u64,
         encoded: &Encoded<'_>,
     ) -> Result<(), Refusal> {
-        // Written as it is, it could be neither checked nor known to have reached the disk: the
-        // kernel stores what does not decompress, and tells no write-back error of it.
+        // Even if it is written as it is: the kernel stores what does not decompress.
         let data = self.decoder.decode(encoded)?;
-        self.files
-            .open(self.tree.node(path)?, path)?
-            .write(offset, data)
+        let file = self.files.open(self.tree.node(path)?, path)?;
+        if self.encoding == Encoding::AsStored
+            && is_as_btrfs_writes(encoded)
+            && file.write_encoded(offset, encoded)?
+        {
+            return self.files.one_more_kept(self.tree.root());
+        }
+        file.write(offset, data)
     }
 
     fn clone(

@@ -58,6 +58,7 @@ impl<'a> Applying<'a> {
             content.uuid,
             receiver.bases,
             announcements,
+            receiver.encoding,
         )
         .map_err(ReceiveError::settle)?;
         Ok(Self {
@@ -108,6 +109,7 @@ impl<'a> Applying<'a> {
             dir,
             partial,
             bases,
+            encoding,
         } = self.receiver;
         let subvolume = match parent {
             None => subvolume::create(dir, partial)?,
@@ -126,7 +128,13 @@ impl<'a> Applying<'a> {
             tree::disinherit(partial.subvolume.as_fd())?;
         }
         Ok(Begun {
-            applier: Applier::new(&partial.subvolume, uuid, bases, self.announcements)?,
+            applier: Applier::new(
+                &partial.subvolume,
+                uuid,
+                bases,
+                self.announcements,
+                encoding,
+            )?,
             partial,
             content: Content {
                 name: name.as_bytes().to_vec(),
@@ -154,7 +162,7 @@ impl<'a> Applying<'a> {
         let kept = subvolume::snapshot(subvolume, *dir, name, Access::ReadOnly)
             .map_err(ReceiveError::Checkpoint)?;
         let durable = begun.applier.files().sync(subvolume.as_fd());
-        let uuid = durable.and_then(|()| {
+        let uuid = durable.map_err(ReceiveError::from).and_then(|()| {
             kept.info()
                 .map(|info| info.uuid)
                 .map_err(ReceiveError::Checkpoint)

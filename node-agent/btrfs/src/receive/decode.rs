@@ -10,6 +10,18 @@ use crate::stream::{Compression, Encoded, MAX_ENCODED};
 /// btrfs compresses with windows of at most 128 KiB (`ZSTD_BTRFS_MAX_WINDOWLOG`).
 const MAX_WINDOW_LOG: u32 = 17;
 
+/// Whether an extent is compressed in just the way that btrfs has, so that it is beyond doubt that the
+/// kernel reads what [`Decoder`] does: a zlib stream with the largest window, a zstd frame, and either filled up
+/// to whole blocks. Extents within the metadata are not.
+pub(super) fn is_as_btrfs_writes(encoded: &Encoded<'_>) -> bool {
+    let begins = match encoded.compression {
+        Compression::Zlib => encoded.data.first() == Some(&0x78),
+        Compression::Zstd => encoded.data.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]),
+        Compression::Lzo { .. } => false,
+    };
+    begins && encoded.data.len().is_multiple_of(4096)
+}
+
 /// Keeps what decompressing needs from one extent to the next.
 #[derive(Default)]
 pub(super) struct Decoder {

@@ -37,13 +37,8 @@ pub enum ReceiveError {
         bytes: u64,
     },
     /// Data that had been written could not be made durable.
-    #[error("cannot make \"{path}\" durable: {errno}")]
-    Sync {
-        /// The file's path when it was first written to, escaped; empty for the whole file system.
-        path: String,
-        /// The kernel's answer.
-        errno: Errno,
-    },
+    #[error(transparent)]
+    NotDurable(#[from] NotDurable),
     /// What has come so far could not be kept, or not be gone on from.
     #[error("cannot make or take up a checkpoint: {0}")]
     Checkpoint(#[source] Error),
@@ -82,13 +77,55 @@ impl ReceiveError {
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Sync { errno, .. } => Some(*errno),
+            Self::NotDurable(error) => Some(error.errno()),
             Self::Command { refusal, .. } | Self::Settle(refusal) => refusal.errno(),
             Self::Checkpoint(error) | Self::Finish(error) => error.errno(),
             Self::NoStream
             | Self::Stream(_)
             | Self::Cancelled { .. }
             | Self::OtherCheckpoint(_) => None,
+        }
+    }
+}
+
+/// Data that had been written is not durable, and will not be.
+#[derive(Debug, Error)]
+pub enum NotDurable {
+    /// The kernel says so.
+    #[error("cannot make \"{path}\" durable: {errno}")]
+    Sync {
+        /// The file's path when it was first written to, escaped; empty for many files.
+        path: String,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// Compressed data that was written as it came is not there.
+    #[error("what was written to \"{path}\" is not there: no space is left, or the disk fails")]
+    Lost {
+        /// As above.
+        path: String,
+    },
+}
+
+impl NotDurable {
+    pub(super) fn sync(path: &[u8]) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::Sync {
+            path: path.escape_ascii().to_string(),
+            errno,
+        }
+    }
+
+    pub(super) fn lost(path: &[u8]) -> Self {
+        Self::Lost {
+            path: path.escape_ascii().to_string(),
+        }
+    }
+
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Sync { errno, .. } => *errno,
+            // What else there can be, some other call tells too.
+            Self::Lost { .. } => Errno::NOSPC,
         }
     }
 }
@@ -104,6 +141,9 @@ pub enum Refusal {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// Data that was written before is in the way, and not durable.
+    #[error(transparent)]
+    NotDurable(#[from] NotDurable),
     /// The partial subvolume could not be made.
     #[error(transparent)]
     Subvolume(#[from] Error),
@@ -154,6 +194,7 @@ impl Refusal {
     fn errno(&self) -> Option<Errno> {
         match self {
             Self::System { errno, .. } => Some(*errno),
+            Self::NotDurable(error) => Some(error.errno()),
             Self::Subvolume(error) => error.errno(),
             _ => None,
         }

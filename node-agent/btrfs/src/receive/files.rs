@@ -1,18 +1,26 @@
 //! The data of the partial's files: writing it, and knowing at the end that all of it is durable.
 //! Which file a path means is `tree.rs`' answer.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
+use super::Refusal;
+use super::error::NotDurable;
+use super::kept::Kept;
 use super::tree::Node;
-use super::{ReceiveError, Refusal};
-use crate::stream::TreePath;
+use crate::stream::{Encoded, TreePath};
 use crate::sys;
+use crate::tree_items::inode_item;
 
 /// Files that are kept open for the final fsync. An image has a few; more are synced together.
 const MAX_HELD: usize = 64;
+
+/// Extents that are kept as they came before they are read back: some 3 MiB of memory.
+const MAX_KEPT: usize = 64 << 10;
 
 /// Bytes that are copied at a time where they cannot be cloned.
 const COPY_BUFFER: usize = 1 << 20;
@@ -28,6 +36,10 @@ pub(super) struct Files {
     held: Vec<File>,
     /// Whether there were more than could be held.
     spilled: bool,
+    /// What was kept in those, by inode.
+    kept: HashMap<u64, Kept>,
+    /// Extents that were kept in all files together.
+    kept_extents: usize,
 }
 
 /// One file, open for writing.
@@ -38,7 +50,8 @@ pub(super) struct File {
     /// Its path when it was opened, for messages.
     path: Vec<u8>,
     /// What was written in a row, and is not yet on its way to the disk.
-    written: std::ops::Range<u64>,
+    written: Range<u64>,
+    kept: Kept,
 }
 
 impl Files {
@@ -49,8 +62,11 @@ impl Files {
             None => {
                 let fd = node.open_data(OFlags::RDWR)?;
                 if self.held.len() == MAX_HELD {
-                    self.held.remove(0);
+                    let file = self.held.remove(0);
                     self.spilled = true;
+                    if !file.kept.is_empty() {
+                        self.kept.insert(file.ino, file.kept);
+                    }
                 }
                 let path = path.as_bytes().to_vec();
                 self.held.push(File {
@@ -58,6 +74,7 @@ impl Files {
                     fd,
                     path,
                     written: 0..0,
+                    kept: self.kept.remove(&node.ino).unwrap_or_default(),
                 });
                 self.held.len() - 1
             }
@@ -70,26 +87,86 @@ impl Files {
     /// A write-back error is told once to every descriptor that was open when it happened, so the
     /// descriptors that data was written through are asked. Of the files that could not be held,
     /// the file system as a whole is asked: `root` has been open since before the first write.
-    pub(super) fn sync(&mut self, root: BorrowedFd<'_>) -> Result<(), ReceiveError> {
+    pub(super) fn sync(&mut self, root: BorrowedFd<'_>) -> Result<(), NotDurable> {
         for file in &self.held {
-            rustix::fs::fsync(&file.fd).map_err(|errno| {
-                let path = file.path.escape_ascii().to_string();
-                ReceiveError::Sync { path, errno }
-            })?;
+            rustix::fs::fsync(&file.fd).map_err(NotDurable::sync(&file.path))?;
         }
         if self.spilled {
-            rustix::fs::syncfs(root).map_err(|errno| ReceiveError::Sync {
-                path: String::new(),
-                errno,
-            })?;
+            rustix::fs::syncfs(root).map_err(NotDurable::sync(b""))?;
+        }
+        for file in &self.held {
+            check_kept(&file.kept, file.fd.as_fd(), &file.path)?;
+        }
+        for (&ino, kept) in &self.kept {
+            match open_again(root, ino) {
+                Ok(fd) => check_kept(kept, fd.as_fd(), b"")?,
+                // It was deleted since.
+                Err(Errno::NOENT | Errno::STALE) => {}
+                Err(errno) => return Err(NotDurable::sync(b"")(errno)),
+            }
         }
         *self = Self::default();
         Ok(())
     }
+
+    /// Counts an extent that was kept as it came; when there are very many, it is time to sync.
+    pub(super) fn one_more_kept(&mut self, root: BorrowedFd<'_>) -> Result<(), Refusal> {
+        self.kept_extents += 1;
+        match self.kept_extents >= MAX_KEPT {
+            true => Ok(self.sync(root)?),
+            false => Ok(()),
+        }
+    }
+}
+
+fn check_kept(kept: &Kept, fd: BorrowedFd<'_>, path: &[u8]) -> Result<(), NotDurable> {
+    match kept.stand(fd).map_err(NotDurable::sync(path))? {
+        true => Ok(()),
+        false => Err(NotDurable::lost(path)),
+    }
+}
+
+/// A file that could not be held, for reading.
+fn open_again(root: BorrowedFd<'_>, ino: u64) -> Result<OwnedFd, Errno> {
+    let subvolume = sys::subvolume_info(root)?.treeid;
+    sys::open_inode(root, subvolume, ino, inode_item(root, ino)?.generation)
 }
 
 impl File {
+    /// Writes an extent as it is, if the kernel takes it.
+    pub(super) fn write_encoded(
+        &mut self,
+        offset: u64,
+        encoded: &Encoded<'_>,
+    ) -> Result<bool, Refusal> {
+        let block = u64::try_from(self.stat()?.st_blksize).unwrap_or(0);
+        // Other extents the kernel would make longer, and what is read back be another than what was written.
+        if encoded.file_len == 0 || !encoded.unencoded_len.is_multiple_of(block) {
+            return Ok(false);
+        }
+        self.about_to_change(offset..offset + encoded.file_len)?;
+        // It refuses files without checksums, ranges off a block, and what compression made longer. Of an error
+        // that has to do with more than this extent, the plain write tells.
+        let written = self.kept.write(self.fd.as_fd(), block, offset, encoded);
+        Ok(written.is_ok())
+    }
+
+    /// What was kept in a range has to be read back before something else stands there.
+    fn about_to_change(&mut self, range: Range<u64>) -> Result<(), Refusal> {
+        if self.kept.is_in(&range) {
+            rustix::fs::fsync(&self.fd).map_err(NotDurable::sync(&self.path))?;
+            check_kept(&self.kept, self.fd.as_fd(), &self.path)?;
+            self.kept = Kept::default();
+        }
+        Ok(())
+    }
+
+    fn stat(&self) -> Result<Stat, Refusal> {
+        rustix::fs::fstat(&self.fd).map_err(Refusal::system("look at it"))
+    }
+
     pub(super) fn write(&mut self, mut offset: u64, mut data: &[u8]) -> Result<(), Refusal> {
+        self.about_to_change(offset..offset + data.len() as u64)?;
         if self.written.end != offset {
             self.start_write_back()?;
             self.written = offset..offset;
@@ -124,19 +201,24 @@ impl File {
     }
 
     /// Makes the file at least `size` bytes long.
-    pub(super) fn reach(&self, size: u64) -> Result<(), Refusal> {
-        let stat = rustix::fs::fstat(&self.fd).map_err(Refusal::system("look at it"))?;
-        if stat.st_size.cast_unsigned() < size {
+    pub(super) fn reach(&mut self, size: u64) -> Result<(), Refusal> {
+        if self.stat()?.st_size.cast_unsigned() < size {
             self.truncate(size)?;
         }
         Ok(())
     }
 
-    pub(super) fn truncate(&self, size: u64) -> Result<(), Refusal> {
+    pub(super) fn truncate(&mut self, size: u64) -> Result<(), Refusal> {
+        if !self.kept.is_empty() {
+            let now = self.stat()?.st_size.cast_unsigned();
+            if now != size {
+                self.about_to_change(now.min(size)..u64::MAX)?;
+            }
+        }
         rustix::fs::ftruncate(&self.fd, size).map_err(Refusal::system("truncate it"))
     }
 
-    pub(super) fn allocate(&self, mode: u32, offset: u64, length: u64) -> Result<(), Refusal> {
+    pub(super) fn allocate(&mut self, mode: u32, offset: u64, length: u64) -> Result<(), Refusal> {
         // Of all modes, those that send uses or may come to use: none moves data.
         let keep_size = FallocateFlags::KEEP_SIZE;
         let known = [
@@ -150,6 +232,7 @@ impl File {
         if !known.contains(&flags) {
             return Err(Refusal::FallocateMode(mode));
         }
+        self.about_to_change(offset..offset.saturating_add(length))?;
         rustix::fs::fallocate(&self.fd, flags, offset, length)
             .map_err(Refusal::system("allocate or punch it"))
     }
@@ -163,6 +246,7 @@ impl File {
         length: u64,
         offset: u64,
     ) -> Result<(), Refusal> {
+        self.about_to_change(offset..offset.saturating_add(length))?;
         match sys::clone_range(
             self.fd.as_fd(),
             source.as_fd(),

@@ -32,6 +32,7 @@ mod applying;
 mod decode;
 mod error;
 mod files;
+mod kept;
 mod tree;
 
 use std::fmt;
@@ -41,8 +42,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use uuid::Uuid;
 
-pub use error::{ReceiveError, Refusal};
+pub use error::{NotDurable, ReceiveError, Refusal};
 
+use crate::encoding::Encoding;
 use crate::stream::{BlockReader, Position, Problem, Reader, StreamError, Version};
 use crate::subvolume::Subvolume;
 use apply::Announcements;
@@ -82,6 +84,7 @@ pub struct Receiver<'a> {
     dir: BorrowedFd<'a>,
     partial: &'a [u8],
     bases: &'a [Base<'a>],
+    encoding: Encoding,
 }
 
 impl<'a> Receiver<'a> {
@@ -91,7 +94,18 @@ impl<'a> Receiver<'a> {
             dir,
             partial,
             bases,
+            encoding: Encoding::Plain,
         }
+    }
+
+    /// With [`Encoding::AsStored`], compressed extents are written as they come, where the file system
+    /// takes them; each is read back before it counts as durable. Payloads that do not decompress are
+    /// refused either way. The processes that may change the partial are none, and so
+    /// is autodefrag: what it moves is not found again, and the stream fails for it. It needs
+    /// CAP_SYS_ADMIN, and CAP_DAC_READ_SEARCH.
+    #[must_use]
+    pub fn with_encoding(self, encoding: Encoding) -> Receiver<'a> {
+        Receiver { encoding, ..self }
     }
 
     /// Receives one stream as the kernel makes it, up to its END command and no byte further.

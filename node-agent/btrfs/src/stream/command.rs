@@ -26,6 +26,17 @@ pub enum Compression {
     },
 }
 
+impl Compression {
+    /// Its number on the wire, and in the kernel's encoded reads and writes.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Compression::Zlib => 1,
+            Compression::Zstd => 2,
+            Compression::Lzo { sector } => 3 + (sector / 4096).trailing_zeros(),
+        }
+    }
+}
+
 /// A compressed extent, and the part of it that shows in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Encoded<'a> {

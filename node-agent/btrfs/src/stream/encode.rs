@@ -1,7 +1,7 @@
 //! Writes streams: well-formed ones from [`Command`]s, and, attribute by attribute, parts of commands and
 //! ones that are not well-formed, for tests and fuzzing. What is sent is the business of `blocks`.
 
-use super::{Attribute, Command, Compression, Kind, MAGIC, Timestamp, TreePath, Version, checksum};
+use super::{Attribute, Command, Kind, MAGIC, Timestamp, TreePath, Version, checksum};
 
 /// A stream under construction.
 pub struct Encoder {
@@ -233,17 +233,9 @@ pub fn payload(command: &Command<'_>, version: Version) -> Vec<u8> {
             .u64(A::UnencodedFileLen, encoded.file_len)
             .u64(A::UnencodedLen, encoded.unencoded_len)
             .u64(A::UnencodedOffset, encoded.unencoded_offset)
-            .u32(A::Compression, compression_number(encoded.compression))
+            .u32(A::Compression, encoded.compression.number())
             .data(version, encoded.data),
         Command::End => p,
     };
     payload.into_bytes()
-}
-
-fn compression_number(compression: Compression) -> u32 {
-    match compression {
-        Compression::Zlib => 1,
-        Compression::Zstd => 2,
-        Compression::Lzo { sector } => 3 + (sector / 4096).trailing_zeros(),
-    }
 }

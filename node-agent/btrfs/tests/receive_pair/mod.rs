@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use icbd_btrfs::receive::{Base, ReceiveError, Receiver};
 use icbd_btrfs::stream::MAX_BLOCK;
 use icbd_btrfs::{
-    Access, Block, BlockError, Identity, SendRequest, Subvolume, delete, digest, snapshot,
+    Access, Block, BlockError, Encoding, Identity, SendRequest, Subvolume, delete, digest, snapshot,
 };
 use uuid::Uuid;
 
@@ -76,6 +76,9 @@ pub enum Mode {
     /// The kernel's stream, in blocks.
     Stream,
     Extents,
+    /// As these, with compressed extents as they are stored.
+    StoredStream,
+    StoredExtents,
 }
 
 /// Sends `name` in a mode, receives it as `to_name`, and compares.
@@ -97,6 +100,14 @@ pub fn replicate_by(
         Mode::Whole => receive(to, to_name, request.start().unwrap()),
         Mode::Stream => receive_blocks(to, to_name, request.blocks(watch).unwrap()),
         Mode::Extents => receive_blocks(to, to_name, request.extents(watch).unwrap()),
+        Mode::StoredStream => {
+            let blocks = request.blocks_as(Encoding::AsStored, watch).unwrap();
+            receive_blocks_as(Encoding::AsStored, to, to_name, blocks)
+        }
+        Mode::StoredExtents => {
+            let blocks = request.extents_as(Encoding::AsStored, watch).unwrap();
+            receive_blocks_as(Encoding::AsStored, to, to_name, blocks)
+        }
     };
     assert_equal(&source, &received.unwrap());
     Subvolume::open(to.dir(), to_name).unwrap()
@@ -108,7 +119,18 @@ pub fn receive_blocks(
     name: &str,
     blocks: impl Iterator<Item = Result<Block, BlockError>>,
 ) -> Result<Subvolume, ReceiveError> {
+    receive_blocks_as(Encoding::Plain, pool, name, blocks)
+}
+
+/// The same, with compressed extents as `encoding` says.
+pub fn receive_blocks_as(
+    encoding: Encoding,
+    pool: &Pool,
+    name: &str,
+    blocks: impl Iterator<Item = Result<Block, BlockError>>,
+) -> Result<Subvolume, ReceiveError> {
     with_bases(pool, |receiver| {
+        let receiver = receiver.with_encoding(encoding);
         let mut arriving = receiver.begin();
         let mut bytes = Vec::new();
         for block in blocks {
