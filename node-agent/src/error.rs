@@ -55,6 +55,17 @@ impl Error {
         }
     }
 
+    /// The same, saying in which directory, as a path below the pool, a call failed.
+    pub(crate) fn inside(self, at: &str) -> Self {
+        match self {
+            Self::Io { doing, source } => Self::Io {
+                doing: format!("{doing} in {at}"),
+                source,
+            },
+            other => other,
+        }
+    }
+
     /// For `map_err` on btrfs operations.
     pub(crate) fn btrfs(at: impl Into<String>) -> impl FnOnce(icbd_btrfs::Error) -> Self {
         let at = at.into();
