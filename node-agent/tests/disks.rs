@@ -66,7 +66,7 @@ async fn a_disk_that_becomes_full_is_told(pair: Pair, path: &str) {
     pair.midway(&plan, MIDWAY).await;
     fill(&pair.pools[1]);
     for ended in pair.ended(&plan).await {
-        let words = ["desktops/win11/1", path, NO_SPACE];
+        let words = ["desktops/win11/", path, NO_SPACE];
         failed_with(&ended, Reason::InsufficientSpace, &words);
         assert!(ended.transient);
     }
@@ -116,7 +116,8 @@ fn write_metadata(pair: &Pair, files: u64) {
 async fn a_disk_that_metadata_fills_is_told() {
     let pair = Pair::new("extents", [Pool::new(), Pool::with_size(384 * MIB)]).await;
     write_metadata(&pair, 20_000);
-    a_disk_that_becomes_full_is_told(pair, "on \"").await;
+    // It may as well be a checkpoint that fails, or its record.
+    a_disk_that_becomes_full_is_told(pair, "").await;
 }
 
 /// Changes a byte of what the source's disk holds of a file, which begins so; once more, and it is
