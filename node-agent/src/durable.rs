@@ -31,11 +31,19 @@ pub(crate) fn write<T: Serialize>(dir: impl AsFd, name: &str, value: &T) -> Resu
     let file = rustix::fs::openat2(&dir, &temporary, flags, Mode::from_raw_mode(0o600), WITHIN)
         .map_err(Error::io(doing()))?;
     let mut file = File::from(file);
-    file.write_all(&content)
+    let replaced = file
+        .write_all(&content)
         .and_then(|()| file.sync_all())
-        .map_err(Error::io(doing()))?;
-    rustix::fs::renameat_with(&dir, &temporary, &dir, name, RenameFlags::empty())
-        .map_err(Error::io(doing()))?;
+        .and_then(|()| {
+            let flags = RenameFlags::empty();
+            Ok(rustix::fs::renameat_with(
+                &dir, &temporary, &dir, name, flags,
+            )?)
+        });
+    if let Err(error) = replaced {
+        let _ = rustix::fs::unlinkat(&dir, &temporary, AtFlags::empty());
+        return Err(Error::io(doing())(error));
+    }
     rustix::fs::fsync(dir).map_err(Error::io(doing()))
 }
 

@@ -12,7 +12,12 @@ use icbd_wire::control::{self, Reason};
 pub(crate) enum Error {
     /// A rule says no, or the other end of a transfer does.
     #[error("{message}")]
-    Refused { reason: Reason, message: String },
+    Refused {
+        reason: Reason,
+        message: String,
+        /// What the kernel said to whom this was heard from.
+        errno: Option<Errno>,
+    },
     /// A call on the file system or the network failed.
     #[error("cannot {doing}: {source}")]
     Io { doing: String, source: io::Error },
@@ -37,6 +42,7 @@ impl Error {
         Self::Refused {
             reason,
             message: message.into(),
+            errno: None,
         }
     }
 
@@ -46,6 +52,17 @@ impl Error {
         move |source| Self::Io {
             doing,
             source: source.into(),
+        }
+    }
+
+    /// The same, saying in which directory, as a path below the pool, a call failed.
+    pub(crate) fn inside(self, at: &str) -> Self {
+        match self {
+            Self::Io { doing, source } => Self::Io {
+                doing: format!("{doing} in {at}"),
+                source,
+            },
+            other => other,
         }
     }
 
@@ -70,7 +87,7 @@ impl Error {
     /// The kernel's error number, if a call failed.
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Refused { .. } => None,
+            Self::Refused { errno, .. } => *errno,
             Self::Io { source, .. } => Errno::from_io_error(source),
             Self::Btrfs { source, .. } => source.errno(),
             Self::Blocks { source, .. } => source.errno(),
@@ -97,6 +114,20 @@ impl Error {
                 }
             }
         }
+    }
+
+    /// The same, for one more who has to know.
+    pub(crate) fn again(&self) -> Self {
+        Self::Refused {
+            reason: self.reason(),
+            message: self.to_string(),
+            errno: self.errno(),
+        }
+    }
+
+    /// Whether it is worth another try as it is. EIO is a disk's or a checksum's verdict, and stays.
+    pub(crate) fn is_transient(&self) -> bool {
+        self.reason().is_transient() && self.errno() != Some(Errno::IO)
     }
 }
 

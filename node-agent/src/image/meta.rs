@@ -125,6 +125,8 @@ pub(crate) struct Arrival {
 /// An image's records, for reading and writing.
 pub(crate) struct Meta {
     dir: OwnedFd,
+    /// Where it is, for messages.
+    at: String,
     pub(crate) snapshots: Table<SnapshotRecord>,
     pub(crate) tombstones: Table<Tombstone>,
     pub(crate) arriving: Table<Arrival>,
@@ -133,31 +135,35 @@ pub(crate) struct Meta {
 impl Meta {
     /// Opens the records, and makes room for them if there is none.
     pub(crate) fn make(image: &ImageDir) -> Result<Self> {
-        Self::inside(durable::make_dir(image, DIRECTORY, 0o700)?)
+        let dir = durable::make_dir(image, DIRECTORY, 0o700)
+            .map_err(|error| error.inside(&image.id().to_string()))?;
+        Self::inside(dir, image.at(DIRECTORY))
     }
 
     /// Opens the records of an image that has some.
     pub(crate) fn open(image: &ImageDir) -> Result<Option<Self>> {
         durable::open_dir(image, DIRECTORY)?
-            .map(Self::inside)
+            .map(|dir| Self::inside(dir, image.at(DIRECTORY)))
             .transpose()
     }
 
-    fn inside(dir: OwnedFd) -> Result<Self> {
+    fn inside(dir: OwnedFd, at: String) -> Result<Self> {
         Ok(Self {
-            snapshots: Table::inside(&dir, "snapshots")?,
-            tombstones: Table::inside(&dir, "tombstones")?,
-            arriving: Table::inside(&dir, "arriving")?,
+            snapshots: Table::inside(&dir, &at, "snapshots")?,
+            tombstones: Table::inside(&dir, &at, "tombstones")?,
+            arriving: Table::inside(&dir, &at, "arriving")?,
             dir,
+            at,
         })
     }
 
     pub(crate) fn image(&self) -> Result<ImageRecord> {
-        Ok(durable::read(&self.dir, IMAGE)?.unwrap_or_default())
+        let record = durable::read(&self.dir, IMAGE).map_err(|error| error.inside(&self.at))?;
+        Ok(record.unwrap_or_default())
     }
 
     pub(crate) fn set_image(&self, record: &ImageRecord) -> Result<()> {
-        durable::write(&self.dir, IMAGE, record)
+        durable::write(&self.dir, IMAGE, record).map_err(|error| error.inside(&self.at))
     }
 
     /// Makes sure that no number up to this one is ever given out.
@@ -184,27 +190,30 @@ impl Meta {
 /// One JSON file a number.
 pub(crate) struct Table<T> {
     dir: OwnedFd,
+    /// Where it is, for messages.
+    at: String,
     rows: PhantomData<T>,
 }
 
 impl<T: Serialize + DeserializeOwned> Table<T> {
-    fn inside(meta: impl AsFd, name: &str) -> Result<Self> {
+    fn inside(meta: impl AsFd, meta_at: &str, name: &str) -> Result<Self> {
         Ok(Self {
-            dir: durable::make_dir(meta, name, 0o700)?,
+            dir: durable::make_dir(meta, name, 0o700).map_err(|error| error.inside(meta_at))?,
+            at: format!("{meta_at}/{name}"),
             rows: PhantomData,
         })
     }
 
     pub(crate) fn put(&self, number: SnapshotNumber, row: &T) -> Result<()> {
-        durable::write(&self.dir, &file(number), row)
+        durable::write(&self.dir, &file(number), row).map_err(|error| error.inside(&self.at))
     }
 
     pub(crate) fn get(&self, number: SnapshotNumber) -> Result<Option<T>> {
-        durable::read(&self.dir, &file(number))
+        durable::read(&self.dir, &file(number)).map_err(|error| error.inside(&self.at))
     }
 
     pub(crate) fn remove(&self, number: SnapshotNumber) -> Result<()> {
-        durable::remove(&self.dir, &file(number))
+        durable::remove(&self.dir, &file(number)).map_err(|error| error.inside(&self.at))
     }
 
     fn all(&self) -> Result<BTreeMap<SnapshotNumber, T>> {

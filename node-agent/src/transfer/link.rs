@@ -2,10 +2,12 @@
 //! and out, what moved when, and failures in the words of either side. What the frames mean for
 //! this end is in `source` and `receiver`.
 
+use std::io;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use icbd_btrfs::Errno;
 use icbd_wire::control::Reason;
 use icbd_wire::data::{
     Answer, FRAME_HEADER_LEN, Failure, FailureCode, Frame, FrameHeader, FrameKind, Hello,
@@ -212,7 +214,14 @@ pub(crate) fn heard(failure: &Failure) -> Error {
         FailureCode::Stalled => Reason::TransferStalled,
         FailureCode::SnapshotMissing => Reason::SnapshotNotFound,
     };
-    Error::refused(reason, failure.message())
+    Error::Refused {
+        reason,
+        message: failure.message().to_owned(),
+        // A number from the wire may be none that the kernel has.
+        errno: failure
+            .errno
+            .and_then(|errno| Errno::from_io_error(&io::Error::from_raw_os_error(errno))),
+    }
 }
 
 /// An error of this end, as the other is told.

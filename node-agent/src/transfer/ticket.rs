@@ -189,7 +189,7 @@ impl Ticket {
                 transfer.set_state(TransferState::Failed);
                 transfer.set_reason(error.reason());
                 transfer.message = error.to_string();
-                transfer.transient = error.reason().is_transient();
+                transfer.transient = error.is_transient();
             }
         }
         transfer

@@ -7,6 +7,7 @@ pub mod authority;
 #[path = "../../btrfs/tests/support/mod.rs"]
 pub mod btrfs;
 pub mod operator;
+pub mod pair;
 pub mod proxy;
 
 use std::fs;

@@ -10,11 +10,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Once;
 
+use rustix::fs::SeekFrom;
+
 const PREFIX: &str = "icbd-pool-";
+
+/// What mkfs overwrites at the end of a disk.
+const CLEARED: u64 = 2 << 20;
 
 /// A mounted btrfs file system of its own.
 pub struct Pool {
     directory: PathBuf,
+    size: u64,
     /// Locked for as long as the pool is in use: tells a live pool from a leftover.
     _lock: File,
 }
@@ -40,6 +46,7 @@ impl Pool {
         fs::rename(directory.join("lock.new"), directory.join("lock")).unwrap();
         let pool = Self {
             directory,
+            size,
             _lock: lock,
         };
         let image = pool.directory.join("disk");
@@ -74,6 +81,49 @@ impl Pool {
     /// The file that the loop device stands on.
     pub fn disk(&self) -> PathBuf {
         self.directory.join("disk")
+    }
+
+    /// Cuts off what the disk has never held, but for the next `spare` bytes: what is written there fails.
+    pub fn cut_disk(&self, spare: u64) {
+        let disk = File::open(self.disk()).unwrap();
+        let mut end = 0;
+        // mkfs clears the very end.
+        while let Ok(data) = rustix::fs::seek(&disk, SeekFrom::Data(end))
+            && data < self.size - CLEARED
+        {
+            end = rustix::fs::seek(&disk, SeekFrom::Hole(data)).unwrap();
+        }
+        self.resize_disk(end + spare);
+    }
+
+    /// Gives the disk its end back.
+    pub fn mend_disk(&self) {
+        self.resize_disk(self.size);
+    }
+
+    /// Gives it a larger disk.
+    pub fn grow(&self, size: u64) {
+        self.resize_disk(size);
+        let path = self.path();
+        let resize = ["filesystem", "resize", "max"].map(OsStr::new);
+        run("btrfs", resize.into_iter().chain([path.as_os_str()]));
+    }
+
+    fn resize_disk(&self, size: u64) {
+        let disk = self.disk();
+        File::options()
+            .write(true)
+            .open(&disk)
+            .unwrap()
+            .set_len(size)
+            .unwrap();
+        let device = Command::new("losetup")
+            .args(["-nO", "NAME", "-j"])
+            .arg(&disk)
+            .output()
+            .unwrap();
+        let device = String::from_utf8(device.stdout).unwrap();
+        run("losetup", ["-c", device.trim()]);
     }
 
     /// Its root directory, open.

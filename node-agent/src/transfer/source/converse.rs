@@ -129,7 +129,7 @@ impl<'a> Connection<'a> {
                 biased;
                 error = self.ticket.stopped() => Err(error),
                 piece = pieces.pieces.recv(), if open => match piece {
-                    Some(Piece::Failed(reason, message)) => Err(Error::refused(reason, message)),
+                    Some(Piece::Failed(error)) => Err(error.again()),
                     Some(piece) => Ok(piece),
                     None => {
                         tracing::info!("others go on: reading the snapshot again for this receiver");
@@ -156,7 +156,7 @@ impl<'a> Connection<'a> {
                     open = false;
                     self.end(to, &skip).await
                 }
-                Ok(Piece::Failed(reason, message)) => Err(Error::refused(reason, message)),
+                Ok(Piece::Failed(error)) => Err(error.again()),
                 Err(error) => Err(error),
             };
             if let Err(error) = sent {

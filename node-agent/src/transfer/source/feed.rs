@@ -98,7 +98,7 @@ pub(super) enum Piece {
     /// There are no more blocks.
     End,
     /// There are more, and they cannot be had.
-    Failed(Reason, String),
+    Failed(Arc<Error>),
 }
 
 /// What a pass yields, for one receiver. It ends without [`Piece::End`] for one that kept the others
@@ -190,7 +190,7 @@ impl Feed {
     pub(super) fn run(mut self) {
         let last = match self.seal_all() {
             Ok(()) => Piece::End,
-            Err(error) => Piece::Failed(error.reason(), error.to_string()),
+            Err(error) => Piece::Failed(Arc::new(error)),
         };
         for subscriber in self.subscribers {
             // Whoever has gone knows why.
