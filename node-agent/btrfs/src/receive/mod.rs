@@ -33,6 +33,7 @@ mod decode;
 mod error;
 mod files;
 mod kept;
+mod new;
 mod tree;
 
 use std::fmt;
