@@ -195,10 +195,10 @@ impl<'a> Arriving<'a> {
         }
     }
 
-    /// Bytes of the stream that were carried out.
+    /// How much of the stream was carried out.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.stream.upcoming().offset
+    pub fn progress(&self) -> Progress {
+        Progress::before(self.stream.upcoming())
     }
 
     /// Keeps what has come so far as the read-only subvolume `name`, durable when this returns. The
@@ -229,7 +229,7 @@ impl<'a> Arriving<'a> {
     /// # Errors
     /// The stream has not ended.
     pub fn end(self) -> Result<Received<'a>, ReceiveError> {
-        let bytes = self.bytes();
+        let bytes = self.progress().bytes;
         if !self.stream.is_ended() {
             return Err(ReceiveError::Stream(StreamError {
                 position: self.stream.upcoming(),
