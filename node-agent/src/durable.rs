@@ -4,8 +4,11 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT,
+};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -64,6 +67,36 @@ pub(crate) fn read<T: DeserializeOwned>(dir: impl AsFd, name: &str) -> Result<Op
     serde_json::from_slice(&content)
         .map(Some)
         .map_err(Error::io(doing()))
+}
+
+/// When `name` in `dir` was last written, or said to be by [`touch`]; `None` if there is none.
+pub(crate) fn written(dir: impl AsFd, name: &str) -> Result<Option<SystemTime>> {
+    let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(Error::io(format!("look at {name}"))(errno)),
+    };
+    let since = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
+    Ok(SystemTime::UNIX_EPOCH.checked_add(since))
+}
+
+/// Says that `name` in `dir` was written now.
+pub(crate) fn touch(dir: impl AsFd, name: &str, now: SystemTime) -> Result<()> {
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: 0,
+        },
+    };
+    rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(Error::io(format!("set the time of {name}")))
 }
 
 /// Removes `name` from `dir`, durably; it need not be there.

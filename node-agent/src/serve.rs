@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
-use crate::image::Images;
+use crate::image::{ImageId, Images};
 use crate::metrics::Metrics;
 use crate::net::Network;
 use crate::pool::{self, Pool};
@@ -118,7 +118,9 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
         look: Arc::clone(&look),
     };
     tasks.spawn(supervisor.run(closing.clone()));
-    tasks.spawn(images.clone().keep(closing.clone()));
+    let awaiting = transfers.clone();
+    let is_awaited = move |image: &ImageId, number| awaiting.awaits(image, number);
+    tasks.spawn(images.clone().keep(is_awaited, closing.clone()));
     tasks.spawn(transfers.clone().listen(data));
     let service = Control {
         pool,

@@ -167,6 +167,74 @@ async fn a_checkpoint_that_another_parent_or_hand_has_made_useless_is_not_gone_o
     pair.recovers().await;
 }
 
+/// Says that a record of the receiver was written so many days ago.
+fn date(pair: &Pair, record: &str, days_ago: f64) {
+    let now = std::time::SystemTime::now();
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let at = match days_ago >= 0.0 {
+        true => now - day.mul_f64(days_ago),
+        false => now + day.mul_f64(-days_ago),
+    };
+    let record = fs::File::open(pair.receiver.meta(record)).unwrap();
+    record.set_modified(at).unwrap();
+}
+
+/// Waits until the receiver's agent has looked at its records twice: then it has looked at each once.
+async fn looked(pair: &Pair) {
+    let other = "arriving/2.json";
+    for _ in 0..2 {
+        fs::copy(
+            pair.receiver.meta("arriving/1.json"),
+            pair.receiver.meta(other),
+        )
+        .unwrap();
+        // As if the clock had been put back since.
+        date(pair, other, -1.0);
+        eventually("a look", || {
+            let written = fs::metadata(pair.receiver.meta(other)).unwrap().modified();
+            written.unwrap() <= std::time::SystemTime::now()
+        })
+        .await;
+    }
+    fs::remove_file(pair.receiver.meta(other)).unwrap();
+}
+
+async fn eventually(what: &str, done: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < support::SOON, "waiting for {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "needs root and btrfs"]
+async fn a_checkpoint_that_nothing_goes_on_from_expires() {
+    let mut pair = Pair::new().await;
+    let plan = pair.midway().await;
+    pair.from = pair.source.restart().await;
+    pair.to.ended(&plan.transfer, Role::Receiver).await;
+    pair.is_kept();
+    // A week has not passed.
+    date(&pair, "arriving/1.json", 6.9);
+    looked(&pair).await;
+    pair.is_kept();
+    // An attempt has been announced.
+    let plan = Plan::full(&pair.snapshot);
+    pair.to.expect(pair.to.expect_request(&plan)).await.unwrap();
+    date(&pair, "arriving/1.json", 7.1);
+    looked(&pair).await;
+    pair.is_kept();
+    // Nobody awaits one any more.
+    pair.to = pair.receiver.restart().await;
+    let record = pair.receiver.meta("arriving/1.json");
+    eventually("the end of the checkpoint", || {
+        pair.receiver.entries().is_empty() && !record.exists()
+    })
+    .await;
+    pair.recovers().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn a_receiver_killed_midway_cleans_up_when_it_is_back() {

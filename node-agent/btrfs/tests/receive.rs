@@ -16,13 +16,16 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use icbd_btrfs::receive::{Base, ReceiveError, Receiver, Refusal};
-use icbd_btrfs::{SendRequest, Subvolume};
+use icbd_btrfs::stream::encode::Encoder;
+use icbd_btrfs::stream::{Command, Timestamp, TreePath, Version};
+use icbd_btrfs::{Digest, SendRequest, Subvolume};
 use receive_pair::{
     MIB, PARTIAL, Pair, assert_equal, btrfs_send, identity, names, noise, receive, remove,
     replicate,
 };
 use rustix::fs::{CWD, FallocateFlags, FileType, Mode, XattrFlags};
 use support::{Pool, run};
+use uuid::Uuid;
 
 fn xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::lsetxattr(path, name, value, XattrFlags::empty()).unwrap();
@@ -543,4 +546,181 @@ fn a_base_is_named_by_its_identity() {
         .unwrap();
     assert_eq!(received.content().parent, Some(identity(&parent)));
     assert_equal(&source, &received.finish(b"2").unwrap());
+}
+
+/// What becomes of a new object that is renamed from one path to another, in a tree that has
+/// everything which could be in its way or be inherited: the tree, or what was refused.
+fn made_and_renamed(
+    pool: &Pool,
+    new: &Command<'_>,
+    to: &str,
+    at_once: bool,
+) -> Result<Digest, String> {
+    let path = |path| TreePath::new(path).unwrap();
+    let (path, to) = (
+        |name: &'static str| path(name.as_bytes()),
+        path(to.as_bytes()),
+    );
+    let long_ago = Timestamp {
+        seconds: 1,
+        nanoseconds: 2,
+    };
+    let utimes = |path| Command::Utimes {
+        path,
+        atime: long_ago,
+        mtime: long_ago,
+        ctime: long_ago,
+        otime: None,
+    };
+    let mut stream = Encoder::new(Version::V2);
+    let mut then = |command: &Command<'_>| {
+        stream.command(command);
+    };
+    then(&Command::Subvol {
+        name: path("1"),
+        uuid: Uuid::from_u128(1),
+        ctransid: 1,
+    });
+    for directory in ["plain", "heir", "full"] {
+        let path = path(directory);
+        then(&Command::Mkdir { path, ino: 0 });
+    }
+    for file in ["occupied", "full/file"] {
+        let path = path(file);
+        then(&Command::Mkfile { path, ino: 0 });
+    }
+    // All that its content inherits.
+    let default_acl = [
+        2, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255, 4, 0, 5, 0, 255, 255, 255, 255,
+    ];
+    let default_acl = [&default_acl[..], &[32, 0, 0, 0, 255, 255, 255, 255]].concat();
+    let heir = path("heir");
+    then(&Command::Chown {
+        path: heir,
+        uid: 1,
+        gid: 77,
+    });
+    then(&Command::Chmod {
+        path: heir,
+        mode: 0o2775,
+    });
+    for (name, value) in [
+        ("system.posix_acl_default", &default_acl[..]),
+        ("btrfs.compression", b"zstd"),
+    ] {
+        then(&Command::SetXattr {
+            path: heir,
+            name: name.as_bytes(),
+            value,
+        });
+    }
+    let rename = Command::Rename {
+        path: new.path().unwrap(),
+        to,
+    };
+    // A command between the two makes that nothing is done at once.
+    let unrelated = utimes(TreePath::ROOT);
+    match at_once {
+        true => [&unrelated, new, &rename].map(&mut then),
+        false => [new, &unrelated, &rename].map(&mut then),
+    };
+    // As the kernel goes on.
+    then(&Command::Chown {
+        path: to,
+        uid: 3,
+        gid: 4,
+    });
+    if !matches!(new, Command::Symlink { .. }) {
+        then(&Command::Chmod {
+            path: to,
+            mode: 0o640,
+        });
+    }
+    if matches!(new, Command::Mkfile { .. }) {
+        then(&Command::Write {
+            path: to,
+            offset: 5000,
+            data: b"data",
+        });
+    }
+    then(&utimes(to));
+    for path in ["plain", "heir", "full", "occupied", "full/file"].map(path) {
+        // What was renamed over is not there any more, and neither is what was to stand in a file.
+        if path != to {
+            then(&utimes(path));
+        }
+    }
+    let received = receive(pool, "1", &stream.end()[..]);
+    let outcome = match &received {
+        Ok(received) => Ok(icbd_btrfs::digest(received).unwrap()),
+        Err(ReceiveError::Command {
+            command,
+            path,
+            refusal,
+            ..
+        }) => Err(format!("{command} on {path}: {refusal}")),
+        Err(error) => panic!("{error}"),
+    };
+    if received.is_ok() {
+        remove(pool, "1");
+    }
+    assert!(names(pool).is_empty());
+    outcome
+}
+
+#[test]
+#[ignore = "needs root and btrfs"]
+fn what_is_made_and_renamed_at_once_is_as_if_it_had_been_made_and_then_renamed() {
+    let pool = Pool::new();
+    let path = |name: &'static str| TreePath::new(name.as_bytes()).unwrap();
+    let made: [fn(TreePath<'static>) -> Command<'static>; 5] = [
+        |path| Command::Mkfile { path, ino: 0 },
+        |path| Command::Mkdir { path, ino: 0 },
+        |path| Command::Mkfifo {
+            path,
+            ino: 0,
+            mode: 0o010_644,
+            rdev: 0,
+        },
+        |path| Command::Mknod {
+            path,
+            ino: 0,
+            mode: 0o020_600,
+            rdev: 0x103,
+        },
+        |path| Command::Symlink {
+            path,
+            ino: 0,
+            target: b"nowhere",
+        },
+    ];
+    let (mut accepted, mut refused) = (0, 0);
+    for make in made {
+        for at in ["o257-1-0", "occupied", "plain", "plain/new", "missing/new"] {
+            for to in [
+                "name",
+                "plain/name",
+                "heir/name",
+                "o257-1-0",
+                "o257-1-0/name",
+                "occupied",
+                "occupied/name",
+                "plain",
+                "full",
+                "full/file",
+                "missing/name",
+                "",
+            ] {
+                let new = make(path(at));
+                let [at_once, then] =
+                    [true, false].map(|at_once| made_and_renamed(&pool, &new, to, at_once));
+                assert_eq!(at_once, then, "{new:?} as {to}");
+                match at_once {
+                    Ok(_) => accepted += 1,
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+    }
+    assert!(accepted > 50 && refused > 100, "{accepted}, {refused}");
 }

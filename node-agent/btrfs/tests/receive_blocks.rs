@@ -96,7 +96,7 @@ fn from_a_checkpoint_after_any_command_the_snapshot_ends_the_same() {
             let kept = Subvolume::open(pair.replica.dir(), KEPT).unwrap();
             let mut arriving = receiver.resume(&checkpoint, &kept).unwrap();
             assert_eq!(
-                arriving.bytes(),
+                arriving.progress().bytes,
                 blocks[..cut].iter().map(Vec::len).sum::<usize>() as u64
             );
             apply(&mut arriving, &blocks[cut..]);

@@ -3,6 +3,7 @@
 //! stands under its number when it is whole, or not at all.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
 
 use icbd_btrfs::{Identity, Subvolume};
 use icbd_wire::control::Reason;
@@ -13,6 +14,9 @@ use super::delete::{remove, remove_arrived};
 use super::inventory;
 use super::{Arrival, ImageDir, Meta, SnapshotNumber};
 use crate::error::{Error, Result};
+
+/// How long a checkpoint is kept that nothing goes on from.
+const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What becomes of an announced snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +164,32 @@ pub(crate) fn give_up(image: &ImageDir, meta: &Meta, number: SnapshotNumber) -> 
 pub(crate) fn forget(image: &ImageDir, meta: &Meta, number: SnapshotNumber) -> Result<()> {
     meta.arriving.remove(number)?;
     remove_arrived(image, number, None)
+}
+
+/// Removes the checkpoints that nothing has gone on from for long, but for those of snapshots that
+/// are `awaited`. Call it under the image's lock.
+pub(crate) fn expire(
+    image: &ImageDir,
+    meta: &Meta,
+    now: SystemTime,
+    is_awaited: impl Fn(SnapshotNumber) -> bool,
+) -> Result<()> {
+    for number in meta.arriving.numbers()? {
+        let Some(written) = meta.arriving.written(number)? else {
+            continue;
+        };
+        match now.duration_since(written) {
+            Ok(age) if age < KEEP || is_awaited(number) => {}
+            Ok(_) if inventory::snapshot(image, number)?.is_some() => {}
+            Ok(_) => {
+                tracing::info!(image = %image.id(), %number, "nobody goes on from the checkpoint");
+                forget(image, meta, number)?;
+            }
+            // The clock was put back since. Its time is counted from here, or it might stay for ever.
+            Err(_) => meta.arriving.touch(number, now)?,
+        }
+    }
+    Ok(())
 }
 
 /// Settles what an agent that ended in mid-transfer has left.

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::SystemTime;
 
 use icbd_wire::control;
 use serde::de::DeserializeOwned;
@@ -216,13 +217,29 @@ impl<T: Serialize + DeserializeOwned> Table<T> {
         durable::remove(&self.dir, &file(number)).map_err(|error| error.inside(&self.at))
     }
 
+    /// When the row was last put or touched; `None` if there is none.
+    pub(crate) fn written(&self, number: SnapshotNumber) -> Result<Option<SystemTime>> {
+        durable::written(&self.dir, &file(number))
+    }
+
+    /// Says that the row was put now.
+    pub(crate) fn touch(&self, number: SnapshotNumber, now: SystemTime) -> Result<()> {
+        durable::touch(&self.dir, &file(number), now)
+    }
+
+    /// The numbers that have a row.
+    pub(crate) fn numbers(&self) -> Result<Vec<SnapshotNumber>> {
+        let names = durable::names(&self.dir)?;
+        let names = names.iter().filter_map(|name| name.strip_suffix(".json"));
+        Ok(names
+            .filter_map(|name| SnapshotNumber::from_name(name.as_bytes()))
+            .collect())
+    }
+
     fn all(&self) -> Result<BTreeMap<SnapshotNumber, T>> {
         let mut rows = BTreeMap::new();
-        for name in durable::names(&self.dir)? {
-            let number = name.strip_suffix(".json");
-            if let Some(number) = number.and_then(|name| SnapshotNumber::from_name(name.as_bytes()))
-                && let Some(row) = self.get(number)?
-            {
+        for number in self.numbers()? {
+            if let Some(row) = self.get(number)? {
                 rows.insert(number, row);
             }
         }

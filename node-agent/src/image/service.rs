@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use icbd_btrfs::Subvolume;
 use icbd_wire::control::{Fence, ImageInventory};
@@ -212,8 +212,44 @@ impl Images {
         *self.settled.lock().unwrap_or_else(PoisonError::into_inner) == Some(pool.id)
     }
 
-    /// Keeps the inventory in step with the disk until `closing`.
-    pub(crate) async fn keep(self, closing: CancellationToken) {
+    /// Removes the checkpoints that nothing has gone on from for long, where nobody works on the
+    /// image.
+    async fn expire<F>(&self, is_awaited: &F)
+    where
+        F: Fn(&ImageId, SnapshotNumber) -> bool + Clone + Send + 'static,
+    {
+        for (id, _) in self.facts.images() {
+            let Ok(alone) = self.lock(&id).try_lock_owned() else {
+                continue;
+            };
+            let (images, image, is_awaited) = (self.clone(), id.clone(), is_awaited.clone());
+            let expired = blocking(move || {
+                let _alone = alone;
+                let pool = images.pool.open()?;
+                if !images.is_settled(&pool) {
+                    return Ok(());
+                }
+                let Some(dir) = ImageDir::open(&pool, &image)? else {
+                    return Ok(());
+                };
+                let Some(meta) = Meta::open(&dir)? else {
+                    return Ok(());
+                };
+                let is_awaited = |number| is_awaited(&image, number);
+                arrival::expire(&dir, &meta, SystemTime::now(), is_awaited)
+            });
+            if let Err(error) = expired.await {
+                tracing::warn!(image = %id, %error, "cannot clear the image of old checkpoints");
+            }
+        }
+    }
+
+    /// Keeps the inventory in step with the disk, and the disk free of checkpoints that are of no
+    /// use any more, until `closing`. `is_awaited` tells of the snapshots that are to arrive.
+    pub(crate) async fn keep<F>(self, is_awaited: F, closing: CancellationToken)
+    where
+        F: Fn(&ImageId, SnapshotNumber) -> bool + Clone + Send + Sync + 'static,
+    {
         let mut tick = tokio::time::interval(RESCAN);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut counting = tokio::task::JoinSet::new();
@@ -221,7 +257,10 @@ impl Images {
         loop {
             tokio::select! {
                 () = closing.cancelled() => return,
-                _ = tick.tick() => self.rescan().await,
+                _ = tick.tick() => {
+                    self.rescan().await;
+                    self.expire(&is_awaited).await;
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 //! was not announced is not received.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use icbd_wire::control::expect_response::{Accepted, AlreadyThere, Answer};
 use icbd_wire::control::{ExpectRequest, Reason, Role};
@@ -107,10 +107,12 @@ impl Transfers {
                 {
                     arrival::complete(&image, &meta, wanted.number, &wanted.arrival)?;
                 }
-                let resume_at =
-                    arrival::kept(&meta, wanted.number, &wanted.arrival, wanted.parent)?
-                        .map_or(0, |kept| kept.position().raw);
-                Ok((verdict, resume_at))
+                let kept = arrival::kept(&meta, wanted.number, &wanted.arrival, wanted.parent)?;
+                if kept.is_some() {
+                    // It does not expire before the transfer is known to be awaited.
+                    meta.arriving.touch(wanted.number, SystemTime::now())?;
+                }
+                Ok((verdict, kept.map_or(0, |kept| kept.position().raw)))
             })
             .await?;
         if verdict == Verdict::AlreadyThere {

@@ -225,6 +225,14 @@ impl Transfers {
         self.0.tasks.wait().await;
     }
 
+    /// Whether this snapshot was announced, or is arriving.
+    pub(crate) fn awaits(&self, image: &ImageId, number: SnapshotNumber) -> bool {
+        let arrives = |ticket: &Arc<Ticket>| {
+            ticket.role == Role::Receiver && ticket.image == *image && ticket.number == number
+        };
+        self.tickets().values().any(arrives)
+    }
+
     fn users(&self, uses: impl Fn(&Ticket) -> bool) -> Vec<Arc<Ticket>> {
         self.tickets()
             .values()

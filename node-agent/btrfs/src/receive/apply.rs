@@ -9,16 +9,19 @@ use uuid::Uuid;
 use super::decode::{Decoder, is_as_btrfs_writes};
 use super::files::Files;
 use super::inspect::Inspection;
-use super::tree::{Node, Tree, disinherit};
-use super::{Base, Refusal};
+use super::new::{New, Object};
+use super::tree::{Node, Tree};
+use super::{Base, ReceiveError, Refusal};
 use crate::encoding::Encoding;
-use crate::stream::{Command, Encoded, Timestamp, TreePath};
+use crate::stream::{Command, Encoded, Position, Timestamp, TreePath};
 use crate::subvolume::Subvolume;
 
 /// Applies commands to one partial.
 pub(super) struct Applier<'a> {
     tree: Tree,
     files: Files,
+    /// What the last command makes.
+    new: Option<New>,
     decoder: Decoder,
     /// What is known of the block at hand.
     inspection: Inspection,
@@ -53,6 +56,7 @@ impl<'a> Applier<'a> {
         Ok(Applier {
             tree: Tree::new(partial.try_clone()?),
             files: Files::new(since),
+            new: None,
             decoder: Decoder::default(),
             inspection: Inspection::default(),
             root_times: Timestamps {
@@ -82,14 +86,38 @@ impl<'a> Applier<'a> {
         self.inspection = inspection;
     }
 
-    /// Carries out one command.
-    pub(super) fn apply(&mut self, command: &Command<'_>) -> Result<(), Refusal> {
+    /// Carries out the command that stands at `position`; what it makes is there no later than the
+    /// next command, or [`Applier::settle`].
+    pub(super) fn apply(
+        &mut self,
+        position: Position,
+        command: &Command<'_>,
+    ) -> Result<(), ReceiveError> {
+        if let Some(new) = self.new.take() {
+            if let Command::Rename { path, to } = *command
+                && new.make_renamed(&mut self.tree, path, to)
+            {
+                return Ok(());
+            }
+            new.make(&mut self.tree)?;
+        }
+        let (kind, path) = (command.kind(), command.path().unwrap_or(TreePath::ROOT));
+        self.carry_out(position, command)
+            .map_err(ReceiveError::command(position, kind, path))
+    }
+
+    fn carry_out(&mut self, position: Position, command: &Command<'_>) -> Result<(), Refusal> {
+        let at = (position, command.kind());
+        let mut make = |path, object| {
+            self.new = Some(New::new(at, path, object));
+            Ok(())
+        };
         match *command {
             Command::Subvol { .. } | Command::Snapshot { .. } => Err(Refusal::SecondSubvolume),
             Command::End => self.settle_root_times(),
 
-            Command::Mkfile { path, .. } => self.make_file(path),
-            Command::Mkdir { path, .. } => self.make_directory(path),
+            Command::Mkfile { path, .. } => make(path, Object::File),
+            Command::Mkdir { path, .. } => make(path, Object::Directory),
             Command::Mknod {
                 path, mode, rdev, ..
             }
@@ -98,8 +126,12 @@ impl<'a> Applier<'a> {
             }
             | Command::Mksock {
                 path, mode, rdev, ..
-            } => self.make_special(path, mode, rdev),
-            Command::Symlink { path, target, .. } => self.make_symlink(path, target),
+            } => make(path, Object::Special { mode, rdev }),
+            Command::Symlink { path, target, .. } => {
+                let target = target.to_vec();
+                make(path, Object::Symlink { target })
+            }
+
             Command::Rename { path, to } => self.rename(path, to),
             Command::Link { path, existing } => self.link(path, existing),
             Command::Unlink { path } => self.remove(path, AtFlags::empty()),
@@ -160,38 +192,10 @@ impl<'a> Applier<'a> {
         }
     }
 
-    fn make_file(&mut self, path: TreePath<'_>) -> Result<(), Refusal> {
-        let (dir, name) = self.tree.place(path)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o600))
-            .map_err(Refusal::system("create it"))?;
-        disinherit(file.as_fd())
-    }
-
-    fn make_directory(&mut self, path: TreePath<'_>) -> Result<(), Refusal> {
-        let (dir, name) = self.tree.place(path)?;
-        rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700))
-            .map_err(Refusal::system("create it"))?;
-        disinherit(self.tree.node(path)?.fd.as_fd())
-    }
-
-    fn make_special(&mut self, path: TreePath<'_>, mode: u32, rdev: u32) -> Result<(), Refusal> {
-        let (dir, name) = self.tree.place(path)?;
-        let kind = FileType::from_raw_mode(mode);
-        rustix::fs::mknodat(&dir, name, kind, Mode::from_raw_mode(0o600), device(rdev))
-            .map_err(Refusal::system("create it"))?;
-        disinherit(self.tree.node(path)?.fd.as_fd())
-    }
-
-    fn make_symlink(&mut self, path: TreePath<'_>, target: &[u8]) -> Result<(), Refusal> {
-        let (dir, name) = self.tree.place(path)?;
-        rustix::fs::symlinkat(target, &dir, name).map_err(Refusal::system("create it"))
-    }
-
     fn rename(&mut self, path: TreePath<'_>, to: TreePath<'_>) -> Result<(), Refusal> {
-        self.tree.forget_names();
         let (old_dir, old_name) = self.tree.place(path)?;
         let (new_dir, new_name) = self.tree.place(to)?;
+        self.tree.forget_names();
         rustix::fs::renameat(&old_dir, old_name, &new_dir, new_name)
             .map_err(Refusal::system("rename it"))
     }
@@ -204,8 +208,8 @@ impl<'a> Applier<'a> {
     }
 
     fn remove(&mut self, path: TreePath<'_>, flags: AtFlags) -> Result<(), Refusal> {
-        self.tree.forget_names();
         let (dir, name) = self.tree.place(path)?;
+        self.tree.forget_names();
         rustix::fs::unlinkat(&dir, name, flags).map_err(Refusal::system("remove it"))
     }
 
@@ -222,16 +226,15 @@ impl<'a> Applier<'a> {
     }
 
     fn set_mode(&mut self, path: TreePath<'_>, mode: u32) -> Result<(), Refusal> {
-        let node = self.tree.node(path)?.proc_path();
-        rustix::fs::chmod(node, Mode::from_raw_mode(mode & 0o7777))
-            .map_err(Refusal::system("set its mode"))
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        self.tree.node(path)?.set_mode(mode)
     }
 
     fn set_owner(&mut self, path: TreePath<'_>, uid: u32, gid: u32) -> Result<(), Refusal> {
         let node = self.tree.node(path)?;
-        let stat = rustix::fs::fstat(&node.fd).map_err(Refusal::system("look at it"))?;
+        let stat = rustix::fs::fstat(node).map_err(Refusal::system("look at it"))?;
         rustix::fs::chownat(
-            &node.fd,
+            node,
             c"",
             Some(Uid::from_raw(uid)),
             Some(Gid::from_raw(gid)),
@@ -263,9 +266,17 @@ impl<'a> Applier<'a> {
         set_times(self.tree.node(path)?, &times)
     }
 
+    /// Makes the tree what all commands up to here have made it.
+    pub(super) fn settle(&mut self) -> Result<(), ReceiveError> {
+        if let Some(new) = self.new.take() {
+            new.make(&mut self.tree)?;
+        }
+        self.settle_root_times().map_err(ReceiveError::settle)
+    }
+
     /// New objects are made in the root directory, under names that they do not keep. That changes
     /// its times, and where nothing else changed in it the stream does not set them right again.
-    pub(super) fn settle_root_times(&mut self) -> Result<(), Refusal> {
+    fn settle_root_times(&mut self) -> Result<(), Refusal> {
         set_times(self.tree.node(TreePath::ROOT)?, &self.root_times)
     }
 
@@ -321,15 +332,8 @@ impl<'a> Applier<'a> {
 }
 
 fn set_times(node: &Node, times: &Timestamps) -> Result<(), Refusal> {
-    rustix::fs::utimensat(&node.fd, c"", times, AtFlags::EMPTY_PATH)
+    rustix::fs::utimensat(node, c"", times, AtFlags::EMPTY_PATH)
         .map_err(Refusal::system("set its times"))
-}
-
-/// The kernel's 32-bit encoding of a device's number, taken apart (`new_decode_dev`).
-fn device(rdev: u32) -> rustix::fs::Dev {
-    let major = (rdev & 0x000f_ff00) >> 8;
-    let minor = (rdev & 0xff) | ((rdev >> 12) & 0x000f_ff00);
-    rustix::fs::makedev(major, minor)
 }
 
 fn timespec(time: Timestamp) -> Timespec {

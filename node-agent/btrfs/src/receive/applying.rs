@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::apply::{Announcements, Applier};
 use super::{Checkpoint, Content, Inspection, ReceiveError, Received, Receiver, Refusal, tree};
-use crate::stream::{Command, Position};
+use crate::stream::{Command, Position, TreePath};
 use crate::subvolume::{self, Access, Subvolume};
 
 /// Carries out the commands of one stream. Dropping it deletes the partial.
@@ -85,11 +85,15 @@ impl<'a> Applying<'a> {
         position: Position,
         command: &Command<'_>,
     ) -> Result<(), ReceiveError> {
-        match &mut self.begun {
-            Some(begun) => begun.applier.apply(command),
-            None => self.begin(command).map(|begun| self.begun = Some(begun)),
+        if let Some(begun) = &mut self.begun {
+            return begun.applier.apply(position, command);
         }
-        .map_err(ReceiveError::command(position, command))
+        let path = command.path().unwrap_or(TreePath::ROOT);
+        let begun =
+            self.begin(command)
+                .map_err(ReceiveError::command(position, command.kind(), path))?;
+        self.begun = Some(begun);
+        Ok(())
     }
 
     /// Makes the partial that the first command asks for.
@@ -162,10 +166,7 @@ impl<'a> Applying<'a> {
         };
         let Partial { dir, subvolume, .. } = &begun.partial;
         // Whoever goes on from here takes the root's times for those that the stream has said.
-        begun
-            .applier
-            .settle_root_times()
-            .map_err(ReceiveError::settle)?;
+        begun.applier.settle()?;
         let kept = subvolume::snapshot(subvolume, *dir, name, Access::ReadOnly)
             .map_err(ReceiveError::Checkpoint)?;
         let durable = begun.applier.files().sync(subvolume.as_fd());

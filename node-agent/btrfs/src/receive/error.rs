@@ -6,7 +6,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::Error;
-use crate::stream::{Command, Kind, Position, StreamError};
+use crate::stream::{Kind, Position, StreamError, TreePath};
 
 /// A stream that was not received. Nothing of it is left under the number it was for.
 #[derive(Debug, Error)]
@@ -56,15 +56,13 @@ pub enum ReceiveError {
 impl ReceiveError {
     pub(super) fn command(
         position: Position,
-        command: &Command<'_>,
+        command: Kind,
+        path: TreePath<'_>,
     ) -> impl FnOnce(Refusal) -> Self {
         move |refusal| Self::Command {
             position,
-            command: command.kind(),
-            path: command
-                .path()
-                .map(|path| path.to_string())
-                .unwrap_or_default(),
+            command,
+            path: path.to_string(),
             refusal,
         }
     }

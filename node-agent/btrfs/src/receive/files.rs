@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom, Stat};
+use rustix::fs::{FallocateFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use super::Refusal;
@@ -48,7 +49,7 @@ pub(super) struct Files {
 #[derive(Debug)]
 pub(super) struct File {
     ino: u64,
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     /// Its path when it was opened, for messages.
     path: Vec<u8>,
     /// What was written in a row, and is not yet on its way to the disk.
@@ -71,7 +72,7 @@ impl Files {
         let at = match self.held.iter().rposition(|file| file.ino == node.ino) {
             Some(at) => at,
             None => {
-                let fd = node.open_data(OFlags::RDWR)?;
+                let fd = node.open_file()?;
                 if self.held.len() == MAX_HELD {
                     let file = self.held.remove(0);
                     self.spilled = true;

@@ -34,6 +34,7 @@ mod error;
 mod files;
 mod inspect;
 mod kept;
+mod new;
 mod tree;
 
 use std::fmt;
@@ -210,10 +211,10 @@ impl<'a> Arriving<'a> {
         }
     }
 
-    /// Bytes of the stream that were carried out.
+    /// How much of the stream was carried out.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.stream.upcoming().offset
+    pub fn progress(&self) -> Progress {
+        Progress::before(self.stream.upcoming())
     }
 
     /// Keeps what has come so far as the read-only subvolume `name`, durable when this returns. The
@@ -244,7 +245,7 @@ impl<'a> Arriving<'a> {
     /// # Errors
     /// The stream has not ended.
     pub fn end(self) -> Result<Received<'a>, ReceiveError> {
-        let bytes = self.bytes();
+        let bytes = self.progress().bytes;
         if !self.stream.is_ended() {
             return Err(ReceiveError::Stream(StreamError {
                 position: self.stream.upcoming(),

@@ -41,6 +41,7 @@ pub use blocks::BlockReader;
 pub use command::{Command, Compression, Encoded, Timestamp};
 pub use error::{Problem, StreamError};
 pub use numbers::{Attribute, Kind};
+pub(crate) use path::TreePathBuf;
 pub use path::{NameError, TreePath};
 pub use reader::{Position, Reader};
 

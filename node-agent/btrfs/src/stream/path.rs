@@ -18,6 +18,22 @@ const MAX_NAME: usize = 255;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TreePath<'a>(&'a [u8]);
 
+/// A [`TreePath`] that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TreePathBuf(Vec<u8>);
+
+impl TreePathBuf {
+    pub(crate) fn as_path(&self) -> TreePath<'_> {
+        TreePath(&self.0)
+    }
+}
+
+impl From<TreePath<'_>> for TreePathBuf {
+    fn from(path: TreePath<'_>) -> Self {
+        Self(path.0.to_vec())
+    }
+}
+
 /// Why bytes are not a [`TreePath`].
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs)] // The messages say it.

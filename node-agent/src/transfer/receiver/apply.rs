@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use icbd_btrfs::Encoding;
 use icbd_btrfs::receive::{Arriving, Base, Inspection, Inspector, Receiver};
@@ -16,13 +16,11 @@ use uuid::Uuid;
 
 use super::converse::Reception;
 use super::home::Home;
+use super::rhythm::Rhythm;
 use crate::error::{Error, Result};
 use crate::image::checkpoint::CheckpointRecord;
 use crate::transfer::link::{self, RawFrame};
 use crate::transfer::pipeline;
-
-/// How many times longer than the last checkpoint took the work between two of them lasts.
-const CHECKPOINT_SHARE: u32 = 5;
 
 impl Reception {
     /// Applies the stream and makes it a snapshot, whose uuid it returns. Blocks; on failure
@@ -81,14 +79,13 @@ impl Reception {
             }
         };
         let mut applying = Applying {
+            rhythm: Rhythm::new(self.pace.checkpoint, arriving.progress(), Instant::now()),
             reception: self,
             home,
             welcome,
             arriving,
             position: welcome.resume,
             index: home.resume().map_or(0, |(record, _)| record.index + 1),
-            checked: Instant::now(),
-            pause: self.pace.checkpoint,
         };
         applying.blocks(queue)?;
         applying.finish()
@@ -122,10 +119,8 @@ struct Applying<'a> {
     position: Position,
     /// Of the next checkpoint.
     index: u64,
-    /// When the last checkpoint was made.
-    checked: Instant,
-    /// How long to work until the next one.
-    pause: Duration,
+    /// When to make it.
+    rhythm: Rhythm,
 }
 
 impl Applying<'_> {
@@ -180,7 +175,8 @@ impl Applying<'_> {
             .map_err(Failed::Applying)?;
         self.position = block.behind;
         reception.give_back(block.buffer);
-        if self.checked.elapsed() >= self.pause {
+        let done = self.arriving.progress();
+        if self.rhythm.is_due(done, Instant::now()) {
             self.checkpoint().map_err(Failed::Applying)?;
         }
         Ok(())
@@ -204,12 +200,8 @@ impl Applying<'_> {
             self.reception.movement.moved();
             tracing::debug!(raw = position.raw, took = ?begun.elapsed(), "checkpoint");
         }
-        self.checked = Instant::now();
-        self.pause = self
-            .reception
-            .pace
-            .checkpoint
-            .max(begun.elapsed() * CHECKPOINT_SHARE);
+        let done = self.arriving.progress();
+        self.rhythm.made(done, begun, Instant::now());
         Ok(())
     }
 

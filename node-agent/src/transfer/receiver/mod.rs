@@ -5,6 +5,7 @@ mod apply;
 mod converse;
 pub(crate) mod home;
 mod place;
+mod rhythm;
 
 use std::sync::Arc;
 
