@@ -22,7 +22,7 @@ mod tree_items;
 mod walk;
 mod watched;
 
-pub use blocks::{Block, BlockError, ExtentBlocks, StreamBlocks};
+pub use blocks::{Block, BlockBuffer, BlockError, ExtentBlocks, StreamBlocks};
 pub use digest::{Digest, digest};
 pub use encoding::Encoding;
 pub use error::Error;

@@ -335,13 +335,20 @@ struct InodeHandle {
     generation: u32,
 }
 
-/// Opens `inode` of the subvolume with the id `subvolume`, which is in the file system of `fd`, for
-/// reading. ESTALE if there is none of that number and generation. It needs CAP_DAC_READ_SEARCH.
+/// Whether what is read of a file goes through the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caching {
+    Used,
+    /// Not where it is whole blocks that are read to whole blocks of memory (`O_DIRECT`).
+    Bypassed,
+}
+
+/// Opens an inode of a subvolume in the file system of `fd` for reading: the subvolume's id, the inode's number and
+/// its generation. ESTALE if there is none of these. It needs CAP_DAC_READ_SEARCH.
 pub(crate) fn open_inode(
     fd: BorrowedFd<'_>,
-    subvolume: u64,
-    inode: u64,
-    generation: u64,
+    (subvolume, inode, generation): (u64, u64, u64),
+    caching: Caching,
 ) -> Result<OwnedFd> {
     const FILEID_BTRFS_WITHOUT_PARENT: i32 = 0x4d;
     let mut handle = InodeHandle {
@@ -351,7 +358,11 @@ pub(crate) fn open_inode(
         subvolume,
         generation: generation as u32, // of which the kernel too keeps the lower half
     };
-    let flags = libc::O_RDONLY | libc::O_NOATIME | libc::O_CLOEXEC;
+    let past_cache = match caching {
+        Caching::Used => 0,
+        Caching::Bypassed => libc::O_DIRECT,
+    };
+    let flags = libc::O_RDONLY | libc::O_NOATIME | libc::O_CLOEXEC | past_cache;
     // SAFETY: the handle begins as a file_handle does, and has as many bytes behind that as it says;
     // the kernel reads it during the call.
     let opened =
@@ -361,24 +372,6 @@ pub(crate) fn open_inode(
         0.. => Ok(unsafe { OwnedFd::from_raw_fd(opened) }),
         _ => Err(last_error()),
     }
-}
-
-/// Appends up to `length` bytes of the file at `offset` to `out`; how many, 0 at the file's end.
-pub(crate) fn append(
-    fd: BorrowedFd<'_>,
-    out: &mut Vec<u8>,
-    length: usize,
-    offset: u64,
-) -> Result<usize> {
-    out.reserve(length);
-    let end = out.len();
-    let room = out.spare_capacity_mut();
-    let room = room.get_mut(..length).ok_or(Errno::NOMEM)?;
-    let (read, _) = rustix::io::pread(fd, room, offset)?;
-    let count = read.len();
-    // SAFETY: the `count` bytes behind the old end were just read, and lie within the capacity.
-    unsafe { out.set_len(end + count) };
-    Ok(count)
 }
 
 /// Starts writing back the pages of `fd` from `offset` on, and does not wait for it.

@@ -52,6 +52,8 @@ pub(crate) struct CompressedExtent {
     /// Bytes that it takes, at most [`MAX_ENCODED`].
     pub(crate) stored_len: usize,
     pub(crate) compression: Compression,
+    /// Transaction in which the file came to show it.
+    pub(crate) generation: u64,
 }
 
 /// The extents of `inode` that are compressed with zlib or zstd, in the order of their places: those
@@ -106,6 +108,7 @@ fn compressed_extent(start: u64, item: &[u8]) -> Option<CompressedExtent> {
         unencoded_len: number(offset_of!(Item, ram_bytes))?,
         stored_len: number(offset_of!(Item, disk_num_bytes))?.try_into().ok()?,
         compression,
+        generation: number(offset_of!(Item, generation))?,
     };
     let end = extent.offset.checked_add(length)?;
     let most = MAX_ENCODED as u64;

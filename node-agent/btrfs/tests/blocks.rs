@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use icbd_btrfs::stream::{BlockReader, Command, MAX_BLOCK};
 use icbd_btrfs::{
-    Access, Block, BlockError, Errno, Error, SendRequest, Subvolume, create, delete, digest,
-    punches_large_holes, snapshot,
+    Access, Block, BlockBuffer, BlockError, Errno, Error, SendRequest, Subvolume, create, delete,
+    digest, punches_large_holes, snapshot,
 };
 use receive_pair::Mode::{Extents, Stream};
 use receive_pair::{MIB, Pair, noise, replicate_by};
@@ -58,9 +58,9 @@ fn go_on(_: u64) -> ControlFlow<()> {
 fn filled(blocks: impl Iterator<Item = Result<Block, BlockError>>) -> Vec<Vec<u8>> {
     blocks
         .map(|block| {
-            let mut bytes = Vec::new();
+            let mut bytes = BlockBuffer::default();
             block.unwrap().fill(&mut bytes).unwrap();
-            bytes
+            bytes.to_vec()
         })
         .collect()
 }
@@ -166,10 +166,10 @@ fn blocks_are_filled_by_several_threads_at_once() {
             .into_iter()
             .map(|block| {
                 scope.spawn(|| {
-                    let (length, mut bytes) = (block.len(), vec![7; 3]);
+                    let (length, mut bytes) = (block.len(), BlockBuffer::from(vec![7; 3]));
                     block.fill(&mut bytes).unwrap();
                     assert_eq!(bytes.len(), length);
-                    bytes
+                    bytes.to_vec()
                 })
             })
             .collect();
@@ -330,7 +330,7 @@ fn data_that_does_not_match_its_checksum_is_told_with_its_path() {
         clone_sources: &[],
     };
     let mut blocks = request.extents(go_on).unwrap().map(Result::unwrap);
-    let told = blocks.find_map(|block| block.fill(&mut Vec::new()).err());
+    let told = blocks.find_map(|block| block.fill(&mut BlockBuffer::default()).err());
     let told = told.unwrap();
     assert_eq!(told.errno(), Some(Errno::IO));
     assert!(told.to_string().contains("read \"image\""), "{told}");
@@ -374,7 +374,7 @@ fn nothing_happens_to_the_snapshots_until_the_last_data_is_read() {
     drop(blocks);
     // It has the image's last changes, or some of the small files.
     refused();
-    last.fill(&mut Vec::new()).unwrap();
+    last.fill(&mut BlockBuffer::default()).unwrap();
     delete(pair.source.dir(), "2").unwrap();
     job.parent.unwrap().set_read_only(false).unwrap();
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use icbd_btrfs::receive::{ReceiveError, Receiver, Refusal};
 use icbd_btrfs::stream::encode::Encoder;
 use icbd_btrfs::stream::{BlockReader, Command, Compression, Encoded, TreePath, Version};
-use icbd_btrfs::{BlockError, Encoding, Errno, SendRequest, Subvolume};
+use icbd_btrfs::{BlockBuffer, BlockError, Encoding, Errno, SendRequest, Subvolume};
 use receive_pair::Mode::{StoredExtents, StoredStream};
 use receive_pair::{MIB, PARTIAL, Pair, assert_equal, names, noise, remove, replicate_by};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -115,10 +115,10 @@ fn sent_encoded(pool: &Pool, name: &str, parent: Option<&str>) -> Sent {
         clone_sources: &[],
     };
     let mut sent = Sent::new();
-    let (mut reader, mut bytes) = (BlockReader::begin(), Vec::new());
+    let (mut reader, mut bytes) = (BlockReader::begin(), BlockBuffer::default());
     for block in request.extents_as(Encoding::AsStored, go_on).unwrap() {
         block.unwrap().fill(&mut bytes).unwrap();
-        let mut block = bytes.as_slice();
+        let mut block = &bytes[..];
         while let Some(command) = reader.next_command(&mut block).unwrap() {
             if let Command::EncodedWrite {
                 path,
@@ -205,7 +205,7 @@ fn from_a_checkpoint_compressed_extents_go_on_arriving() {
     let blocks = request.extents_as(Encoding::AsStored, go_on).unwrap();
     let blocks: Vec<_> = blocks
         .map(|block| {
-            let mut bytes = Vec::new();
+            let mut bytes = BlockBuffer::default();
             block.unwrap().fill(&mut bytes).unwrap();
             bytes
         })
@@ -630,7 +630,7 @@ fn receive_stored(dir: impl AsFd, source: &Subvolume) -> Result<Subvolume, Recei
     };
     let receiver = Receiver::new(dir.as_fd(), PARTIAL.as_bytes(), &[]);
     let mut arriving = receiver.with_encoding(Encoding::AsStored).begin();
-    let mut bytes = Vec::new();
+    let mut bytes = BlockBuffer::default();
     for block in request.extents_as(Encoding::AsStored, go_on).unwrap() {
         block.unwrap().fill(&mut bytes).unwrap();
         arriving.block(&bytes, |_| ControlFlow::Continue(()))?;

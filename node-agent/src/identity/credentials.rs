@@ -96,13 +96,28 @@ impl Credentials {
             let file = "tls.key";
             CredentialsError::Pem { file, source }
         })?;
-        let (roots, provider) = (Arc::new(roots), Arc::new(aws_lc_rs::default_provider()));
+        let (roots, provider) = (Arc::new(roots), Arc::new(provider()));
         Ok(Self {
             client: Arc::new(client(&provider, &roots, chain.clone(), key.clone_key())?),
             server: Arc::new(server(&provider, &roots, chain, key)?),
             name,
             pem,
         })
+    }
+}
+
+/// The cryptography, with the cipher that costs least first, which both ends then take.
+fn provider() -> CryptoProvider {
+    use rustls::crypto::aws_lc_rs::cipher_suite::{
+        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    CryptoProvider {
+        cipher_suites: vec![
+            TLS13_AES_128_GCM_SHA256,
+            TLS13_AES_256_GCM_SHA384,
+            TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        ..aws_lc_rs::default_provider()
     }
 }
 

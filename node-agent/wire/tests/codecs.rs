@@ -86,7 +86,7 @@ proptest! {
         codec in codecs(), payload in proptest::collection::vec(any::<u8>(), 0..2000),
         raw_len in 0..=u32::MAX,
     ) {
-        let hash = BlockHash::from([0; 32]);
+        let hash = BlockHash::from([0; 16]);
         let mut decompressor = Decompressor::new();
         for raw_len in [raw_len, raw_len % 4096] {
             let data = Data { codec, raw_len, hash, payload: &payload };

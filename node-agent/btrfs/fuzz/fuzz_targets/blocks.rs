@@ -3,6 +3,7 @@
 //! whole streams. And any bytes as a block.
 #![no_main]
 
+use icbd_btrfs::receive::Inspector;
 use icbd_btrfs::stream::encode::Encoder;
 use icbd_btrfs::stream::{BlockReader, Position, Reader, Version};
 use libfuzzer_sys::fuzz_target;
@@ -12,6 +13,7 @@ const HEADER: usize = 17;
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = in_blocks(&[bytes], |_| false);
+    let _ = Inspector::default().inspect(bytes);
     for version in [Version::V1, Version::V2] {
         let _ = BlockReader::resume(version, Position::FIRST_COMMAND).next_command(&mut &*bytes);
         let (blocks, handed_over) = framed(bytes, version);

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::hold::Hold;
 use crate::send::SendRequest;
 use crate::subvolume::{Subvolume, escape};
-use crate::sys::{self, EncodedRange};
+use crate::sys::{self, Caching, EncodedRange};
 use crate::tree_items::{CompressedExtent, compressed_extents, inode_item};
 
 /// A snapshot and its parent, held.
@@ -129,7 +129,7 @@ impl SourceFile {
     }
 
     /// Opens it for reading.
-    pub(super) fn open(&self) -> Result<OwnedFd, BlockError> {
+    pub(super) fn open(&self, caching: Caching) -> Result<OwnedFd, BlockError> {
         let Unchanged { snapshot, id, .. } = &self.snapshots.source;
         let item = inode_item(snapshot.as_fd(), self.inode)
             .map_err(BlockError::file("find", &self.path))?;
@@ -137,8 +137,12 @@ impl SourceFile {
         if FileType::from_raw_mode(item.mode) != FileType::RegularFile {
             return Err(BlockError::unknown(&self.path));
         }
-        sys::open_inode(snapshot.as_fd(), *id, self.inode, item.generation)
-            .map_err(BlockError::file("open", &self.path))
+        sys::open_inode(
+            snapshot.as_fd(),
+            (*id, self.inode, item.generation),
+            caching,
+        )
+        .map_err(BlockError::file("open", &self.path))
     }
 
     /// Its compressed extents, as [`compressed_extents`] finds them.
@@ -151,16 +155,14 @@ impl SourceFile {
             .map_err(BlockError::file("find the extents of", &self.path))
     }
 
-    /// Appends an extent of it to `out`, as it is stored.
+    /// Fills `out` with an extent of it, as it is stored.
     pub(super) fn read_stored(
         &self,
         fd: BorrowedFd<'_>,
         extent: &CompressedExtent,
-        out: &mut Vec<u8>,
+        out: &mut [u8],
     ) -> Result<(), BlockError> {
-        let begin = out.len();
-        out.resize(begin + extent.stored_len, 0);
-        let read = sys::encoded_read(fd, extent.shown.start, &mut out[begin..])
+        let read = sys::encoded_read(fd, extent.shown.start, out)
             .map_err(BlockError::file("read as it is stored", &self.path))?;
         let shown = extent.shown.end - extent.shown.start;
         let expected = EncodedRange {
@@ -176,21 +178,20 @@ impl SourceFile {
         }
     }
 
-    /// Appends a range of it to `out`.
+    /// Fills `out` with what it has from `offset` on.
     pub(super) fn read(
         &self,
         fd: BorrowedFd<'_>,
         offset: u64,
-        length: usize,
-        out: &mut Vec<u8>,
+        out: &mut [u8],
     ) -> Result<(), BlockError> {
         let mut done = 0;
-        while done < length {
-            match sys::append(fd, out, length - done, offset + done as u64) {
+        while done < out.len() {
+            match rustix::io::pread(fd, &mut out[done..], offset + done as u64) {
                 Ok(0) => {
                     return Err(BlockError::Short {
                         path: escape(&self.path),
-                        end: offset + length as u64,
+                        end: offset + out.len() as u64,
                     });
                 }
                 Ok(count) => done += count,

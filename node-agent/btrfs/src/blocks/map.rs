@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::BlockError;
 use super::files::SourceFile;
+use crate::sys::Caching;
 
 /// What a range of a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub(super) struct Map {
 impl Map {
     pub(super) fn of(file: &SourceFile) -> Result<Self, BlockError> {
         Ok(Self {
-            fd: file.open()?,
+            fd: file.open(Caching::Used)?,
             hole: 0..0,
         })
     }

@@ -9,7 +9,8 @@
 //! range that the kernel announces: WRITE for data, of up to 1 MiB each, and UPDATE_EXTENT with
 //! FALLOCATE for holes. UPDATE_EXTENT means that the file reaches to the range's end at least: the
 //! stream says nothing else of a file that fallocate(2) made longer. Data is read only when a block
-//! is filled, so several threads can read at once while one takes the blocks.
+//! is filled, so several threads can read at once while one takes the blocks. Long runs of it are read
+//! past the page cache: nobody reads a snapshot twice.
 //!
 //! With [`Encoding::AsStored`] ENCODED_WRITE stands for what is compressed with zlib or zstd. The file's
 //! extents are looked up in the snapshot's tree, where alone the compressed length is to be had without
@@ -22,6 +23,7 @@
 //! The cuts follow from the snapshots and the kernel alone, not from time: a second pass over the
 //! same pair on the same kernel yields the same blocks.
 
+mod buffer;
 mod cut;
 mod error;
 mod extents;
@@ -36,6 +38,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+pub use buffer::BlockBuffer;
 pub use error::BlockError;
 pub use extents::ExtentBlocks;
 pub use stream::StreamBlocks;
@@ -44,9 +47,13 @@ use crate::encoding::Encoding;
 use crate::send::{FileData, SendRequest};
 #[cfg(doc)]
 use crate::stream::MAX_BLOCK;
+use crate::sys::Caching;
 use crate::tree_items::CompressedExtent;
 use files::SourceFile;
 use kernel::Kernel;
+
+/// Data of at least so many bytes is worth reading past the page cache, where no read-ahead helps.
+const LONG: usize = 64 << 10;
 
 impl SendRequest<'_> {
     /// Starts sending the kernel's stream in blocks. `watch` is told, a few times a second at least,
@@ -126,6 +133,15 @@ enum Reading {
     Stored(CompressedExtent),
 }
 
+impl Reading {
+    fn caching(&self) -> Caching {
+        match self {
+            Self::Plain { length, .. } if *length >= LONG => Caching::Bypassed,
+            Self::Plain { .. } | Self::Stored(_) => Caching::Used,
+        }
+    }
+}
+
 impl Block {
     fn of_bytes(bytes: Vec<u8>) -> Self {
         let length = bytes.len();
@@ -143,38 +159,37 @@ impl Block {
         self.length
     }
 
-    /// Makes `out` its bytes, reading what is to be read. What was in `out` is lost; its room is
-    /// used again.
+    /// Makes `out` its bytes, reading what is to be read. What was in `out` is lost.
     ///
     /// # Errors
     /// A file of the snapshot cannot be read. EIO is what the kernel says of data that does not
     /// match its checksum.
-    pub fn fill(self, out: &mut Vec<u8>) -> Result<(), BlockError> {
-        if self.reads.is_empty() {
-            *out = self.bytes;
+    pub fn fill(self, out: &mut BlockBuffer) -> Result<(), BlockError> {
+        let Some(first) = self.reads.first() else {
+            *out = self.bytes.into();
             return Ok(());
-        }
-        out.clear();
-        out.reserve(self.length);
+        };
+        out.begin(first.after);
         let mut own = self.bytes.as_slice();
         let mut open: Option<(&SourceFile, OwnedFd)> = None;
         for read in &self.reads {
-            let before = own.split_off(..read.after).unwrap_or_default();
-            out.extend_from_slice(before);
+            out.append(own.split_off(..read.after).unwrap_or_default());
             // One at a time, for a block can have thousands of small ones.
             let (file, fd) = match open.take() {
                 Some(last) if std::ptr::eq(last.0, &*read.file) => last,
-                _ => (&*read.file, read.file.open()?),
+                _ => (&*read.file, read.file.open(read.reading.caching())?),
             };
             match &read.reading {
                 Reading::Plain { offset, length } => {
-                    file.read(fd.as_fd(), *offset, *length, out)?
+                    file.read(fd.as_fd(), *offset, out.grow(*length))?
                 }
-                Reading::Stored(extent) => file.read_stored(fd.as_fd(), extent, out)?,
+                Reading::Stored(extent) => {
+                    file.read_stored(fd.as_fd(), extent, out.grow(extent.stored_len))?
+                }
             }
             open = Some((file, fd));
         }
-        out.extend_from_slice(own);
+        out.append(own);
         Ok(())
     }
 }

@@ -74,6 +74,7 @@ mod tests {
             unencoded_len: 128 << 10,
             stored_len: 16 << 10,
             compression: Compression::Zstd,
+            generation: 7,
         }
     }
 

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::decode::{Decoder, is_as_btrfs_writes};
 use super::files::Files;
+use super::inspect::Inspection;
 use super::tree::{Node, Tree, disinherit};
 use super::{Base, Refusal};
 use crate::encoding::Encoding;
@@ -19,6 +20,8 @@ pub(super) struct Applier<'a> {
     tree: Tree,
     files: Files,
     decoder: Decoder,
+    /// What is known of the block at hand.
+    inspection: Inspection,
     /// The root directory's times as the stream has last said them, or as they were before it.
     root_times: Timestamps,
     /// Identity of what is being received, by which it names itself as a clone source.
@@ -46,10 +49,12 @@ impl<'a> Applier<'a> {
         encoding: Encoding,
     ) -> Result<Applier<'a>, Refusal> {
         let stat = rustix::fs::fstat(partial).map_err(Refusal::system("look at the subvolume"))?;
+        let since = partial.info()?.otransid;
         Ok(Applier {
             tree: Tree::new(partial.try_clone()?),
-            files: Files::default(),
+            files: Files::new(since),
             decoder: Decoder::default(),
+            inspection: Inspection::default(),
             root_times: Timestamps {
                 last_access: Timespec {
                     tv_sec: stat.st_atime,
@@ -70,6 +75,11 @@ impl<'a> Applier<'a> {
     /// The files that were written to and may not be durable yet.
     pub(super) fn files(&mut self) -> &mut Files {
         &mut self.files
+    }
+
+    /// The next commands are those of a block of which this is known.
+    pub(super) fn rely_on(&mut self, inspection: Inspection) {
+        self.inspection = inspection;
     }
 
     /// Carries out one command.
@@ -266,7 +276,10 @@ impl<'a> Applier<'a> {
         encoded: &Encoded<'_>,
     ) -> Result<(), Refusal> {
         // Even if it is written as it is: the kernel stores what does not decompress.
-        let data = self.decoder.decode(encoded)?;
+        let data = match self.inspection.next_is_sound() {
+            true => None,
+            false => Some(self.decoder.decode(encoded)?),
+        };
         let file = self.files.open(self.tree.node(path)?, path)?;
         if self.encoding == Encoding::AsStored
             && is_as_btrfs_writes(encoded)
@@ -274,6 +287,10 @@ impl<'a> Applier<'a> {
         {
             return self.files.one_more_kept(self.tree.root());
         }
+        let data = match data {
+            Some(data) => data,
+            None => self.decoder.decode(encoded)?,
+        };
         file.write(offset, data)
     }
 

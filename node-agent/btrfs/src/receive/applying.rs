@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use uuid::Uuid;
 
 use super::apply::{Announcements, Applier};
-use super::{Checkpoint, Content, ReceiveError, Received, Receiver, Refusal, tree};
+use super::{Checkpoint, Content, Inspection, ReceiveError, Received, Receiver, Refusal, tree};
 use crate::stream::{Command, Position};
 use crate::subvolume::{self, Access, Subvolume};
 
@@ -70,6 +70,13 @@ impl<'a> Applying<'a> {
                 content,
             }),
         })
+    }
+
+    /// The next commands are those of a block of which this is known.
+    pub(super) fn rely_on(&mut self, inspection: Inspection) {
+        if let Some(begun) = &mut self.begun {
+            begun.applier.rely_on(inspection);
+        }
     }
 
     /// Carries out the command that stands at `position`.

@@ -13,13 +13,13 @@ use super::error::NotDurable;
 use super::kept::Kept;
 use super::tree::Node;
 use crate::stream::{Encoded, TreePath};
-use crate::sys;
+use crate::sys::{self, Caching};
 use crate::tree_items::inode_item;
 
 /// Files that are kept open for the final fsync. An image has a few; more are synced together.
 const MAX_HELD: usize = 64;
 
-/// Extents that are kept as they came before they are read back: some 3 MiB of memory.
+/// Extents that are kept as they came before they are looked up: some 4 MiB of memory.
 const MAX_KEPT: usize = 64 << 10;
 
 /// Bytes that are copied at a time where they cannot be cloned.
@@ -32,6 +32,8 @@ const WRITE_BACK: u64 = 1 << 20;
 /// The files that were written to.
 #[derive(Debug, Default)]
 pub(super) struct Files {
+    /// Transaction in which the subvolume was made: all that is written here is no older.
+    since: u64,
     /// By inode, not by path: a path may come to mean another file. The oldest is first.
     held: Vec<File>,
     /// Whether there were more than could be held.
@@ -51,10 +53,19 @@ pub(super) struct File {
     path: Vec<u8>,
     /// What was written in a row, and is not yet on its way to the disk.
     written: Range<u64>,
+    since: u64,
     kept: Kept,
 }
 
 impl Files {
+    /// None yet, of a subvolume that was made in the transaction `since`.
+    pub(super) fn new(since: u64) -> Self {
+        Self {
+            since,
+            ..Self::default()
+        }
+    }
+
     /// The file that `node` is, for writing.
     pub(super) fn open(&mut self, node: &Node, path: TreePath<'_>) -> Result<&mut File, Refusal> {
         let at = match self.held.iter().rposition(|file| file.ino == node.ino) {
@@ -74,6 +85,7 @@ impl Files {
                     fd,
                     path,
                     written: 0..0,
+                    since: self.since,
                     kept: self.kept.remove(&node.ino).unwrap_or_default(),
                 });
                 self.held.len() - 1
@@ -94,18 +106,18 @@ impl Files {
         if self.spilled {
             rustix::fs::syncfs(root).map_err(NotDurable::sync(b""))?;
         }
-        for file in &self.held {
-            check_kept(&file.kept, file.fd.as_fd(), &file.path)?;
+        for file in &mut self.held {
+            file.check_kept()?;
         }
-        for (&ino, kept) in &self.kept {
+        for (&ino, kept) in &mut self.kept {
             match open_again(root, ino) {
-                Ok(fd) => check_kept(kept, fd.as_fd(), b"")?,
+                Ok(fd) => check_kept(kept, (fd.as_fd(), ino), b"")?,
                 // It was deleted since.
                 Err(Errno::NOENT | Errno::STALE) => {}
                 Err(errno) => return Err(NotDurable::sync(b"")(errno)),
             }
         }
-        *self = Self::default();
+        *self = Self::new(self.since);
         Ok(())
     }
 
@@ -119,8 +131,12 @@ impl Files {
     }
 }
 
-fn check_kept(kept: &Kept, fd: BorrowedFd<'_>, path: &[u8]) -> Result<(), NotDurable> {
-    match kept.stand(fd).map_err(NotDurable::sync(path))? {
+fn check_kept(
+    kept: &mut Kept,
+    (fd, ino): (BorrowedFd<'_>, u64),
+    path: &[u8],
+) -> Result<(), NotDurable> {
+    match kept.stand(fd, ino).map_err(NotDurable::sync(path))? {
         true => Ok(()),
         false => Err(NotDurable::lost(path)),
     }
@@ -129,7 +145,8 @@ fn check_kept(kept: &Kept, fd: BorrowedFd<'_>, path: &[u8]) -> Result<(), NotDur
 /// A file that could not be held, for reading.
 fn open_again(root: BorrowedFd<'_>, ino: u64) -> Result<OwnedFd, Errno> {
     let subvolume = sys::subvolume_info(root)?.treeid;
-    sys::open_inode(root, subvolume, ino, inode_item(root, ino)?.generation)
+    let inode = (subvolume, ino, inode_item(root, ino)?.generation);
+    sys::open_inode(root, inode, Caching::Used)
 }
 
 impl File {
@@ -140,22 +157,28 @@ impl File {
         encoded: &Encoded<'_>,
     ) -> Result<bool, Refusal> {
         let block = u64::try_from(self.stat()?.st_blksize).unwrap_or(0);
-        // Other extents the kernel would make longer, and what is read back be another than what was written.
+        // Other extents the kernel would make longer, and what is looked up be another than what was written.
         if encoded.file_len == 0 || !encoded.unencoded_len.is_multiple_of(block) {
             return Ok(false);
         }
         self.about_to_change(offset..offset + encoded.file_len)?;
         // It refuses files without checksums, ranges off a block, and what compression made longer. Of an error
         // that has to do with more than this extent, the plain write tells.
-        let written = self.kept.write(self.fd.as_fd(), block, offset, encoded);
+        let written = self
+            .kept
+            .write(self.fd.as_fd(), (block, self.since), offset, encoded);
         Ok(written.is_ok())
     }
 
-    /// What was kept in a range has to be read back before something else stands there.
+    fn check_kept(&mut self) -> Result<(), NotDurable> {
+        check_kept(&mut self.kept, (self.fd.as_fd(), self.ino), &self.path)
+    }
+
+    /// What was kept in a range has to be looked up before something else stands there.
     fn about_to_change(&mut self, range: Range<u64>) -> Result<(), Refusal> {
         if self.kept.is_in(&range) {
             rustix::fs::fsync(&self.fd).map_err(NotDurable::sync(&self.path))?;
-            check_kept(&self.kept, self.fd.as_fd(), &self.path)?;
+            self.check_kept()?;
             self.kept = Kept::default();
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! Extents that were written compressed, as they came, until they are known to be on the disk.
 //!
 //! The kernel tells nobody when it has no room for the metadata of such an extent: the write, fsync and
-//! syncfs succeed, and the data is not there. So each is read back, compressed, once it ought to be
-//! durable, and compared.
+//! syncfs succeed, and the file does not show it. So each is looked up in the subvolume's tree once it ought
+//! to be durable. Errors of the disk itself fsync does tell.
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -11,24 +11,15 @@ use rustix::io::{Errno, Result};
 
 use crate::stream::{Encoded, MAX_ENCODED};
 use crate::sys::{self, EncodedRange};
+use crate::tree_items::{CompressedExtent, compressed_extents};
 
-/// The first bytes of 16 of a BLAKE3 hash.
-type Fingerprint = [u8; 16];
-
-/// The extents of one file that are still to be read back.
+/// The extents of one file that are still to be looked up.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    extents: Vec<Extent>,
+    extents: Vec<CompressedExtent>,
     /// From the first to the last, with all that is between them. A stream goes through a file from its start
     /// to its end, so that what comes next is hardly ever in here.
     around: Range<u64>,
-}
-
-#[derive(Debug)]
-struct Extent {
-    offset: u64,
-    stored_len: usize,
-    fingerprint: Fingerprint,
 }
 
 impl Kept {
@@ -36,17 +27,17 @@ impl Kept {
         self.extents.is_empty()
     }
 
-    /// Whether a change of the file in `range` may change what is read back.
+    /// Whether a change of the file in `range` may change what is looked up.
     pub(super) fn is_in(&self, range: &Range<u64>) -> bool {
         range.start < self.around.end && self.around.start < range.end
     }
 
-    /// Has the kernel store an extent as it is, in a file with blocks of `block` bytes. An error says that
-    /// nothing was written.
+    /// Has the kernel store an extent as it is, in a file with blocks of `block` bytes, not before the
+    /// transaction `since`. An error says that nothing was written.
     pub(super) fn write(
         &mut self,
         fd: BorrowedFd<'_>,
-        block: u64,
+        (block, since): (u64, u64),
         offset: u64,
         encoded: &Encoded<'_>,
     ) -> Result<()> {
@@ -57,28 +48,41 @@ impl Kept {
             compression: encoded.compression.number(),
         };
         sys::encoded_write(fd, offset, &range, encoded.data)?;
-        let end = match offset + encoded.file_len {
-            end if end.is_multiple_of(block) => end,
+        let shown = offset..offset + encoded.file_len;
+        let end = match shown.end.is_multiple_of(block) {
+            true => shown.end,
             // The file ends within this block. Whatever makes the file longer writes it anew.
-            _ => u64::MAX,
+            false => u64::MAX,
         };
         self.around = match self.is_empty() {
             true => offset..end,
             false => self.around.start.min(offset)..self.around.end.max(end),
         };
-        self.extents.push(Extent {
-            offset,
+        self.extents.push(CompressedExtent {
+            shown,
+            offset: encoded.unencoded_offset,
+            unencoded_len: encoded.unencoded_len,
             stored_len: encoded.data.len(),
-            fingerprint: fingerprint(&range, encoded.data),
+            compression: encoded.compression,
+            generation: since,
         });
         Ok(())
     }
 
-    /// Whether all of them stand in the file, which was synced, as they were written.
-    pub(super) fn stand(&self, fd: BorrowedFd<'_>) -> Result<bool> {
-        let mut buffer = vec![0; MAX_ENCODED];
+    /// Whether the file `inode`, which was synced, shows all of them.
+    pub(super) fn stand(&mut self, fd: BorrowedFd<'_>, inode: u64) -> Result<bool> {
+        self.extents
+            .sort_unstable_by_key(|extent| extent.shown.start);
+        let (mut found, mut known) = (Vec::new(), 0..0);
         for extent in &self.extents {
-            if !extent.stands(fd, &mut buffer)? {
+            let begin = extent.shown.start;
+            if !known.contains(&begin) {
+                let (extents, end) = compressed_extents(fd, inode, &extent.shown)?;
+                (found, known) = (extents, begin..end);
+            }
+            let at = found.partition_point(|other| other.shown.start < begin);
+            let stands = found.get(at).is_some_and(|other| is_shown(extent, other));
+            if !stands && !stands_after_all(extent, fd, inode)? {
                 return Ok(false);
             }
         }
@@ -86,30 +90,29 @@ impl Kept {
     }
 }
 
-impl Extent {
-    fn stands(&self, fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<bool> {
-        let (range, count) = loop {
-            match sys::encoded_read(fd, self.offset, buffer) {
-                Err(Errno::INTR) => {}
-                // Another extent, longer than any that is compressed.
-                Err(Errno::NOBUFS) => return Ok(false),
-                read => break read?,
-            }
-        };
-        // More is stored if the file system's blocks are longer than those that the extent came from.
-        let stored = buffer[..count].get(..self.stored_len);
-        Ok(stored.is_some_and(|stored| fingerprint(&range, stored) == self.fingerprint))
-    }
+/// Whether `found` in the tree is what was written. It is longer where the file system's blocks are longer than
+/// those that the extent came from.
+fn is_shown(written: &CompressedExtent, found: &CompressedExtent) -> bool {
+    found.shown.start == written.shown.start
+        && found.shown.end >= written.shown.end
+        && found.offset == written.offset
+        && found.unencoded_len == written.unencoded_len
+        && found.stored_len >= written.stored_len
+        && found.compression == written.compression
+        && found.generation >= written.generation
 }
 
-fn fingerprint(range: &EncodedRange, stored: &[u8]) -> Fingerprint {
-    let mut hasher = blake3::Hasher::new();
-    for number in [range.len, range.unencoded_len, range.unencoded_offset] {
-        hasher.update(&number.to_le_bytes());
+/// fsync can return as soon as the log has an extent, before the tree has it. Whoever reads there waits for that.
+fn stands_after_all(extent: &CompressedExtent, fd: BorrowedFd<'_>, inode: u64) -> Result<bool> {
+    let mut buffer = vec![0; MAX_ENCODED];
+    loop {
+        match sys::encoded_read(fd, extent.shown.start, &mut buffer) {
+            Err(Errno::INTR) => {}
+            // Another extent, longer than any that is compressed.
+            Ok(_) | Err(Errno::NOBUFS) => break,
+            Err(errno) => return Err(errno),
+        }
     }
-    hasher.update(&range.compression.to_le_bytes());
-    hasher.update(stored);
-    let mut fingerprint = Fingerprint::default();
-    hasher.finalize_xof().fill(&mut fingerprint);
-    fingerprint
+    let (found, _) = compressed_extents(fd, inode, &extent.shown)?;
+    Ok(found.iter().any(|other| is_shown(extent, other)))
 }

@@ -32,6 +32,7 @@ mod applying;
 mod decode;
 mod error;
 mod files;
+mod inspect;
 mod kept;
 mod tree;
 
@@ -43,6 +44,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use uuid::Uuid;
 
 pub use error::{NotDurable, ReceiveError, Refusal};
+pub use inspect::{Inspection, Inspector};
 
 use crate::encoding::Encoding;
 use crate::stream::{BlockReader, Position, Problem, Reader, StreamError, Version};
@@ -99,7 +101,7 @@ impl<'a> Receiver<'a> {
     }
 
     /// With [`Encoding::AsStored`], compressed extents are written as they come, where the file system
-    /// takes them; each is read back before it counts as durable. Payloads that do not decompress are
+    /// takes them; each is looked up before it counts as durable. Payloads that do not decompress are
     /// refused either way. The processes that may change the partial are none, and so
     /// is autodefrag: what it moves is not found again, and the stream fails for it. It needs
     /// CAP_SYS_ADMIN, and CAP_DAC_READ_SEARCH.
@@ -176,9 +178,23 @@ impl<'a> Arriving<'a> {
     /// The stream is refused, or the kernel refuses what it says. There is no going on then.
     pub fn block(
         &mut self,
+        block: &[u8],
+        progress: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(), ReceiveError> {
+        self.inspected_block(block, Inspection::default(), progress)
+    }
+
+    /// As [`Arriving::block`], with what an [`Inspector`] has found out about this block.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn inspected_block(
+        &mut self,
         mut block: &[u8],
+        inspection: Inspection,
         mut progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<(), ReceiveError> {
+        self.applying.rely_on(inspection);
         loop {
             let before = self.stream.upcoming();
             let Some(command) = self.stream.next_command(&mut block)? else {

@@ -14,7 +14,8 @@ use std::process::{Command, Stdio};
 use icbd_btrfs::receive::{Base, ReceiveError, Receiver};
 use icbd_btrfs::stream::MAX_BLOCK;
 use icbd_btrfs::{
-    Access, Block, BlockError, Encoding, Identity, SendRequest, Subvolume, delete, digest, snapshot,
+    Access, Block, BlockBuffer, BlockError, Encoding, Identity, SendRequest, Subvolume, delete,
+    digest, snapshot,
 };
 use uuid::Uuid;
 
@@ -132,7 +133,7 @@ pub fn receive_blocks_as(
     with_bases(pool, |receiver| {
         let receiver = receiver.with_encoding(encoding);
         let mut arriving = receiver.begin();
-        let mut bytes = Vec::new();
+        let mut bytes = BlockBuffer::default();
         for block in blocks {
             let block = block.unwrap();
             let length = block.len();

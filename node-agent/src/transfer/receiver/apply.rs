@@ -5,10 +5,12 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use icbd_btrfs::receive::{Arriving, Base, Receiver};
+use icbd_btrfs::Encoding;
+use icbd_btrfs::receive::{Arriving, Base, Inspection, Inspector, Receiver};
 use icbd_wire::control::Reason;
-use icbd_wire::data::Codec;
-use icbd_wire::data::{Data, Decompressor, Frame, HASH_LEN, Position, Receiving, Welcome};
+use icbd_wire::data::{
+    BLOCK_HASH_LEN, Codec, Data, Decompressor, Frame, Mode, Position, Receiving, Welcome,
+};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -64,7 +66,8 @@ impl Reception {
             })
             .collect();
         let partial = home.partial();
-        let receiver = Receiver::new(home.dir(), partial.as_bytes(), &bases);
+        let receiver = Receiver::new(home.dir(), partial.as_bytes(), &bases)
+            .with_encoding(encoding(welcome.mode));
         let arriving = match home.resume().filter(|_| welcome.resume != Position::START) {
             None => receiver.begin(),
             Some((record, subvolume)) => {
@@ -89,6 +92,14 @@ impl Reception {
         };
         applying.blocks(queue)?;
         applying.finish()
+    }
+}
+
+/// What becomes of extents that come compressed: only a source that reads them itself sends such.
+fn encoding(mode: Mode) -> Encoding {
+    match mode {
+        Mode::Stream => Encoding::Plain,
+        Mode::Extents => Encoding::AsStored,
     }
 }
 
@@ -129,8 +140,8 @@ impl Applying<'_> {
         };
         pipeline::in_order(
             frames,
-            Decompressor::new,
-            |decompressor, admitted: Result<Admitted>| admitted?.open(decompressor, reception),
+            || Opener::new(encoding(self.welcome.mode)),
+            |opener, admitted: Result<Admitted>| opener.open(admitted?, reception),
             |opened| match opened
                 .map_err(Failed::Coming)
                 .and_then(|block| self.block(block))
@@ -160,7 +171,7 @@ impl Applying<'_> {
         }
         let raw = block.buffer.get(block.from..).unwrap_or_default();
         self.arriving
-            .block(raw, |progress| {
+            .inspected_block(raw, block.inspection, |progress| {
                 reception.applied.store(progress.bytes, Ordering::Relaxed);
                 reception.movement.moved();
                 ControlFlow::Continue(())
@@ -291,16 +302,31 @@ struct Admitted {
     behind: Position,
 }
 
-impl Admitted {
-    /// Decompresses the block, and makes sure that it is what was sealed.
-    fn open(self, decompressor: &mut Decompressor, reception: &Reception) -> Result<Opened> {
-        let Self { raw, behind } = self;
+/// What a thread keeps from one block to the next.
+struct Opener {
+    decompressor: Decompressor,
+    /// `None` where no compressed extents are to come.
+    inspector: Option<Inspector>,
+}
+
+impl Opener {
+    fn new(encoding: Encoding) -> Self {
+        Self {
+            decompressor: Decompressor::new(),
+            inspector: (encoding == Encoding::AsStored).then(Inspector::default),
+        }
+    }
+
+    /// Decompresses a block, makes sure that it is what was sealed, and inspects it.
+    fn open(&mut self, admitted: Admitted, reception: &Reception) -> Result<Opened> {
+        let Admitted { raw, behind } = admitted;
         let Frame::Data(data) = raw.frame()? else {
             let message = "a frame without a block";
             return Err(Error::refused(Reason::StreamInvalid, message));
         };
         let Data { codec, .. } = data;
-        let block = decompressor
+        let block = self
+            .decompressor
             .open(&data)
             .map_err(|error| link::broken(&error))?;
         reception.received.fetch_max(behind.raw, Ordering::Relaxed);
@@ -308,9 +334,11 @@ impl Admitted {
             .ticket
             .done
             .fetch_max(behind.raw, Ordering::Relaxed);
+        let inspector = self.inspector.as_mut();
+        let inspection = inspector.map_or_else(Inspection::default, |it| it.inspect(block));
         // What was not compressed stays where it was read.
         let (buffer, from) = match codec {
-            Codec::None => (raw.body, HASH_LEN),
+            Codec::None => (raw.body, BLOCK_HASH_LEN),
             _ => {
                 let mut buffer = reception.take_buffer();
                 buffer.clear();
@@ -322,6 +350,7 @@ impl Admitted {
         Ok(Opened {
             buffer,
             from,
+            inspection,
             behind,
         })
     }
@@ -332,5 +361,6 @@ struct Opened {
     buffer: Vec<u8>,
     /// Where in the buffer they begin.
     from: usize,
+    inspection: Inspection,
     behind: Position,
 }

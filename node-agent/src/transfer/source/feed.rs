@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use icbd_btrfs::{Block, BlockError, SendRequest, Subvolume};
+use icbd_btrfs::{Block, BlockBuffer, BlockError, Encoding, SendRequest, Subvolume};
 use icbd_wire::control::Reason;
 use icbd_wire::data::{BlockHash, Codec, CodecSet, Compressor, Data, Mode};
 use tokio::runtime::Handle;
@@ -18,6 +18,9 @@ use crate::transfer::pipeline;
 
 /// Sealed blocks that wait for one receiver's connection, at most; each has up to 1 MiB.
 const AHEAD: usize = 4;
+
+/// Buffers that are kept to be used again, at most.
+const SPARE: usize = 8;
 
 /// How long one receiver may keep the others waiting, and the share of the time it may do so beyond.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -49,7 +52,32 @@ pub(super) struct Sealed {
     codec: Codec,
     raw_len: u32,
     hash: BlockHash,
-    payload: Vec<u8>,
+    payload: BlockBuffer,
+    spare: Arc<Spare>,
+}
+
+impl Drop for Sealed {
+    fn drop(&mut self) {
+        self.spare.give(std::mem::take(&mut self.payload));
+    }
+}
+
+/// Buffers of blocks that are on their way, to be filled again.
+#[derive(Default)]
+struct Spare(Mutex<Vec<BlockBuffer>>);
+
+impl Spare {
+    fn take(&self) -> BlockBuffer {
+        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        buffers.pop().unwrap_or_default()
+    }
+
+    fn give(&self, buffer: BlockBuffer) {
+        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.len() < SPARE {
+            buffers.push(buffer);
+        }
+    }
 }
 
 impl Sealed {
@@ -187,7 +215,10 @@ impl Feed {
                 self.seal(blocks, failed)
             }
             Mode::Extents => {
-                let blocks = opened.request().extents(watch).map_err(failed)?;
+                let request = opened.request();
+                let blocks = request
+                    .extents_as(Encoding::AsStored, watch)
+                    .map_err(failed)?;
                 self.seal(blocks, failed)
             }
         }
@@ -201,10 +232,11 @@ impl Feed {
         let (chooser, subscribers) = (Mutex::new(self.codec.chooser()), &mut self.subscribers);
         let chooser = || chooser.lock().unwrap_or_else(PoisonError::into_inner);
         let (begun, runtime) = (Instant::now(), Handle::current());
+        let spare = Arc::<Spare>::default();
         let mut end = Ok(());
         pipeline::in_order(
             blocks,
-            Sealer::new,
+            || Sealer::new(&spare),
             |sealer, block| {
                 let codec = chooser().codec();
                 sealer.seal(codec, block.map_err(&failed)?, &failed)
@@ -230,14 +262,14 @@ impl Feed {
 /// What a thread keeps from one block to the next.
 struct Sealer {
     compressor: Compressor,
-    raw: Vec<u8>,
+    spare: Arc<Spare>,
 }
 
 impl Sealer {
-    fn new() -> Self {
+    fn new(spare: &Arc<Spare>) -> Self {
         Self {
             compressor: Compressor::new(),
-            raw: Vec::new(),
+            spare: Arc::clone(spare),
         }
     }
 
@@ -247,8 +279,9 @@ impl Sealer {
         block: Block,
         failed: impl Fn(BlockError) -> Error,
     ) -> Result<Sealed> {
-        block.fill(&mut self.raw).map_err(failed)?;
-        let data = self.compressor.seal(wanted, &self.raw).map_err(|error| {
+        let mut raw = self.spare.take();
+        block.fill(&mut raw).map_err(failed)?;
+        let data = self.compressor.seal(wanted, &raw).map_err(|error| {
             Error::refused(Reason::IoError, format!("cannot seal a block: {error}"))
         })?;
         let Data {
@@ -257,10 +290,15 @@ impl Sealer {
             hash,
             payload,
         } = data;
-        // What does not get smaller stays where it was read.
         let payload = match codec {
-            Codec::None => std::mem::take(&mut self.raw),
-            _ => payload.to_vec(),
+            // What does not get smaller stays where it was read.
+            Codec::None => raw,
+            _ => {
+                let mut sealed = self.spare.take();
+                sealed.copy(payload);
+                self.spare.give(raw);
+                sealed
+            }
         };
         Ok(Sealed {
             wanted,
@@ -268,6 +306,7 @@ impl Sealer {
             raw_len,
             hash,
             payload,
+            spare: Arc::clone(&self.spare),
         })
     }
 }

@@ -19,7 +19,7 @@ fuzz_target!(|input: &[u8]| {
         let lie = Data {
             codec,
             raw_len,
-            hash: BlockHash::from([0; 32]),
+            hash: BlockHash::from([0; 16]),
             payload,
         };
         assert!(decompressor.open(&lie).is_err());

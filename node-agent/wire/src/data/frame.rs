@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::schema;
 use super::{
-    BlockHash, Codec, DATA_HEAD_LEN, FRAME_HEADER_LEN, Failure, HASH_LEN, MAX_BLOCK,
+    BLOCK_HASH_LEN, BlockHash, Codec, DATA_HEAD_LEN, FRAME_HEADER_LEN, Failure, MAX_BLOCK,
     MAX_CONTROL_BODY, MAX_DATA_BODY, Position,
 };
 
@@ -162,7 +162,7 @@ impl FrameHeader {
             FrameKind::Data => {
                 cap("raw block", raw_len, MAX_BLOCK)?;
                 cap("body", body_len, MAX_DATA_BODY)?;
-                match body_len.checked_sub(HASH_LEN as u32) {
+                match body_len.checked_sub(BLOCK_HASH_LEN as u32) {
                     Some(payload) if codec == Codec::None => payload == raw_len && raw_len > 0,
                     Some(payload) => payload > 0 && payload < raw_len,
                     None => false,
@@ -235,7 +235,7 @@ impl Data<'_> {
         let header = FrameHeader {
             kind: FrameKind::Data,
             codec: self.codec,
-            body_len: (HASH_LEN + self.payload.len()) as u32, // at most MAX_DATA_BODY
+            body_len: (BLOCK_HASH_LEN + self.payload.len()) as u32, // at most MAX_DATA_BODY
             raw_len: self.raw_len,
         };
         let mut head = [0; DATA_HEAD_LEN];
@@ -388,7 +388,7 @@ impl<'a> Frame<'a> {
         Ok(match kind {
             FrameKind::Data => {
                 let (hash, payload) = body
-                    .split_first_chunk::<HASH_LEN>()
+                    .split_first_chunk::<BLOCK_HASH_LEN>()
                     .ok_or(missing("hash"))?;
                 Self::Data(Data {
                     codec,

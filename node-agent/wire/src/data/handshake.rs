@@ -151,7 +151,8 @@ pub enum Mode {
     /// They are the kernel's send stream. Every source and every receiver can do this.
     Stream = 1,
     /// They are a send stream that the source makes: the kernel's commands without file data, and
-    /// after each UPDATE_EXTENT the data of its range, which the source has read itself.
+    /// after each UPDATE_EXTENT the data of its range, which the source has read itself, compressed
+    /// extents as they are stored.
     Extents = 2,
 }
 
@@ -312,7 +313,7 @@ impl Hello {
         if !codecs.is_subset(self.codecs) {
             return Err(HandshakeError::NotOffered("a codec"));
         }
-        if mode == Mode::Extents && self.mode != Mode::Extents {
+        if mode != Mode::Stream && mode != self.mode {
             return Err(HandshakeError::NotOffered("a mode"));
         }
         if resume.raw == 0 && resume != Position::START {

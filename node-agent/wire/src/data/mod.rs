@@ -69,14 +69,17 @@ pub const PREFACE_LEN: usize = 8;
 /// The length in bytes of a frame's header.
 pub const FRAME_HEADER_LEN: usize = 12;
 
-/// The length in bytes of a hash.
+/// The length in bytes of a position's hash.
 pub const HASH_LEN: usize = blake3::OUT_LEN;
 
+/// The length in bytes of a block's hash.
+pub const BLOCK_HASH_LEN: usize = 16;
+
 /// The length in bytes of what stands before a data frame's payload: header and hash.
-pub const DATA_HEAD_LEN: usize = FRAME_HEADER_LEN + HASH_LEN;
+pub const DATA_HEAD_LEN: usize = FRAME_HEADER_LEN + BLOCK_HASH_LEN;
 
 /// The longest body of a data frame in bytes: the block's hash, and a block that did not shrink.
-pub const MAX_DATA_BODY: usize = HASH_LEN + MAX_BLOCK;
+pub const MAX_DATA_BODY: usize = BLOCK_HASH_LEN + MAX_BLOCK;
 
 /// The longest body in bytes of every other frame.
 pub const MAX_CONTROL_BODY: usize = 1024;
