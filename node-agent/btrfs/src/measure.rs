@@ -28,8 +28,8 @@ impl SendRequest<'_> {
     ///
     /// The kernel goes through all metadata for it: for a file of 100,000 shared extents that takes
     /// most of a minute. `watch` is told, a few times a second at least, what is known so far, and can
-    /// break it off. Of an increment that is what the pass has come to. Of a full send it is first what
-    /// the files have, and becomes less where the kernel clones.
+    /// break it off. Of an increment that is what the pass has come to. Of a full send it is 0 for a
+    /// moment, then what the files have, and becomes less where the kernel clones.
     ///
     /// # Errors
     /// As [`SendRequest::send_to`]; broken off.
@@ -57,17 +57,18 @@ impl SendRequest<'_> {
         Ok(estimate.found.get())
     }
 
-    /// As [`measure`](Self::measure), of what [`extents`](Self::extents) will have: exactly, for the
-    /// same blocks are made, but for reading any data.
+    /// As [`measure`](Self::measure), of what [`extents_as`](Self::extents_as) will have: exactly, for
+    /// the same blocks are made, only not filled.
     ///
     /// # Errors
-    /// As [`SendRequest::extents`]; broken off.
+    /// As [`SendRequest::extents_as`]; broken off.
     pub fn measure_extents(
         &self,
+        encoding: Encoding,
         mut watch: impl FnMut(u64) -> ControlFlow<()>,
     ) -> Result<u64, BlockError> {
         let estimate = Estimate::first(self, &mut watch)?;
-        self.extents_as(Encoding::Plain, |_| watch(estimate.get()))?
+        self.extents_as(encoding, |_| watch(estimate.get()))?
             .measure(|found, shown| estimate.set(found, shown))?;
         Ok(estimate.found.get())
     }
@@ -109,7 +110,8 @@ impl Estimate {
     }
 }
 
-/// The bytes that the files of a snapshot have, holes not counted, which `watch` is told on the way.
+/// The bytes that the files of a snapshot have, holes not counted. Half of it would be worse than
+/// nothing where much is cloned, so `watch` is told nothing on the way.
 fn content_of(
     source: &Subvolume,
     watch: &mut impl FnMut(u64) -> ControlFlow<()>,
@@ -124,7 +126,7 @@ fn content_of(
             let allocated = entry.stat.stx_blocks.saturating_mul(512);
             bytes = bytes.saturating_add(entry.stat.stx_size.min(allocated));
         }
-        broken_off = watch(bytes).is_break();
+        broken_off = watch(0).is_break();
         match broken_off {
             true => Err(Failure::of("measure")(Errno::CANCELED)),
             false => Ok(()),

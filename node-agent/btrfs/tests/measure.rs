@@ -9,7 +9,7 @@ use std::io::copy;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 
-use icbd_btrfs::{Access, BlockError, Error, SendRequest, Subvolume, create, snapshot};
+use icbd_btrfs::{Access, BlockError, Encoding, Error, SendRequest, Subvolume, create, snapshot};
 use rustix::fs::FallocateFlags;
 use support::Pool;
 
@@ -38,7 +38,9 @@ fn measured(request: &SendRequest<'_>) -> Measured {
         told.push(total);
         ControlFlow::Continue(())
     };
-    let extents = request.measure_extents(&mut watch).unwrap();
+    let extents = request
+        .measure_extents(Encoding::Plain, &mut watch)
+        .unwrap();
     becomes_exact(&told, extents);
     let actual = copy(&mut request.start().unwrap(), &mut std::io::sink()).unwrap();
     assert!(
@@ -54,9 +56,10 @@ fn measured(request: &SendRequest<'_>) -> Measured {
 /// Each is no further from the last than the one before, but for what commands take beside their data.
 fn becomes_exact(told: &[u64], last: u64) {
     let off = |total: &u64| total.abs_diff(last);
-    for pair in told.windows(2) {
+    let known: Vec<_> = told.iter().skip_while(|total| **total == 0).collect();
+    for pair in known.windows(2) {
         assert!(
-            off(&pair[1]) <= off(&pair[0]) + 4096 + last / 50,
+            off(pair[1]) <= off(pair[0]) + 4096 + last / 50,
             "{last} after {told:?}"
         );
     }
@@ -138,7 +141,9 @@ fn the_first_that_is_told_of_a_full_stream_is_what_its_files_have() {
         most = most.max(total);
         ControlFlow::Continue(())
     };
-    let total = full(&second).measure_extents(watch).unwrap();
+    let total = full(&second)
+        .measure_extents(Encoding::Plain, watch)
+        .unwrap();
     assert!((40 * MIB..41 * MIB).contains(&most), "{most}");
     // One of the two is a clone of the other.
     assert!((20 * MIB..21 * MIB).contains(&total), "{total}");
@@ -191,6 +196,27 @@ fn what_is_only_allocated_is_data_to_the_kernel_alone() {
     assert!(size.extents < 2 * MIB, "{size:?}");
 }
 
+#[test]
+#[ignore = "needs root and btrfs"]
+fn what_is_compressed_is_measured_as_it_is_stored() {
+    let (pool, live, first) = pool();
+    pool.remount("compress-force=zstd:1");
+    let text = b"words and words and words ".repeat(200_000);
+    write(&pool, "text", &text, 0).sync_all().unwrap();
+    let second = snapshot(&live, pool.dir(), "2", Access::ReadOnly).unwrap();
+    let request = SendRequest {
+        source: &second,
+        parent: Some(&first),
+        clone_sources: &[],
+    };
+    let go_on = |_| ControlFlow::Continue(());
+    let size = request.measure_extents(Encoding::AsStored, go_on).unwrap();
+    let blocks = request.extents_as(Encoding::AsStored, go_on).unwrap();
+    let actual: usize = blocks.map(|block| block.unwrap().len()).sum();
+    assert_eq!(size, actual as u64);
+    assert!(size < text.len() as u64 / 10, "{size}");
+}
+
 fn clone_image(pool: &Pool) {
     let image = pool.path().join("live/disk.img");
     let copy = pool.path().join("live/copy.img");
@@ -218,7 +244,7 @@ fn the_watcher_breaks_it_off() {
     let (_pool, _live, first) = pool();
     for enough in [1, 4] {
         let mut asked = 0;
-        let broken = full(&first).measure_extents(|_| {
+        let broken = full(&first).measure_extents(Encoding::Plain, |_| {
             asked += 1;
             match asked {
                 asked if asked == enough => ControlFlow::Break(()),
@@ -240,7 +266,7 @@ fn what_is_writable_is_not_measured() {
     let go_on = |_| ControlFlow::Continue(());
     for refused in [
         full(&live).measure(go_on),
-        full(&live).measure_extents(go_on),
+        full(&live).measure_extents(Encoding::Plain, go_on),
     ] {
         let refused = refused.unwrap_err();
         assert!(

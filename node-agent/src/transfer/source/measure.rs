@@ -8,7 +8,7 @@ use icbd_wire::data::Mode;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::feed::Opened;
+use super::feed::{ENCODING, Opened};
 use crate::transfer::ticket::Ticket;
 
 /// A pass over the metadata while the data flows. The ticket is told what it has come to. Broken off
@@ -35,7 +35,7 @@ impl Measuring {
             };
             let measured = match mode {
                 Mode::Stream => opened.request().measure(watch),
-                Mode::Extents => opened.request().measure_extents(watch),
+                Mode::Extents => opened.request().measure_extents(ENCODING, watch),
             };
             match measured {
                 Ok(total) => {
