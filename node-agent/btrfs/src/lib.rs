@@ -29,7 +29,6 @@ pub use error::Error;
 pub use hold::Hold;
 pub use identity::{Identity, Suspicion};
 pub use inventory::{Inventory, LIVE, NotCounted, NotCountedReason, SnapshotNumber, scan};
-pub use measure::{MeasureError, StreamSize};
 pub use probe::punches_large_holes;
 pub use rustix::io::Errno;
 pub use send::{SendRequest, SendStream};

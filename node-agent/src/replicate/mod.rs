@@ -27,7 +27,8 @@ use crate::identity::throwaway;
 use crate::image::ImageId;
 use crate::net::{self, Network, Stream};
 use crate::transfer::{
-    Bucket, CodecChoice, Home, ModeChoice, Pace, Sender, Ticket, codec_name, read_hello, receive,
+    Bucket, CodecChoice, Home, Measuring, ModeChoice, Pace, Sender, Ticket, codec_name, read_hello,
+    receive,
 };
 use folder::Folder;
 use progress::Meter;
@@ -176,10 +177,15 @@ async fn transfer(options: &Options, pair: Pair, meter: &Meter) -> Result<Report
             bucket: &bucket,
             stall: PACE.stall,
         };
-        match sender.greet(&mut stream, &hello).await? {
-            Some(welcome) => sender.send_alone(stream, &welcome, &Arc::new(opened)).await,
-            None => Ok(()),
-        }
+        let Some(welcome) = sender.greet(&mut stream, &hello).await? else {
+            return Ok(());
+        };
+        let opened = Arc::new(opened);
+        // It costs a pass over the metadata, and is for the bar alone.
+        let _measuring = meter
+            .is_shown()
+            .then(|| Measuring::start(&source, &opened, welcome.mode));
+        sender.send_alone(stream, &welcome, &opened).await
     };
     let (sent, received) = tokio::join!(sending, receiving);
     // The receiver knows best why: what the source says is mostly that it was told so.

@@ -19,6 +19,7 @@ const BAR: &str =
 /// Looks at a transfer from a thread of its own.
 pub(super) struct Meter {
     seen: Arc<Seen>,
+    shown: bool,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -33,7 +34,8 @@ impl Meter {
     /// Starts looking; with a bar if somebody is there to see it.
     pub(super) fn start(show: bool) -> Self {
         let seen = Arc::new(Seen::default());
-        let bar = match show && io::stderr().is_terminal() {
+        let shown = show && io::stderr().is_terminal();
+        let bar = match shown {
             true => ProgressBar::new(0),
             false => ProgressBar::hidden(),
         };
@@ -42,7 +44,16 @@ impl Meter {
             .name("progress".into())
             .spawn(move || looking.look(&bar))
             .ok();
-        Self { seen, thread }
+        Self {
+            seen,
+            shown,
+            thread,
+        }
+    }
+
+    /// Whether somebody sees how far it is.
+    pub(super) fn is_shown(&self) -> bool {
+        self.shown
     }
 
     /// What to look at.
@@ -72,7 +83,7 @@ impl Seen {
             }
             if let Some(ticket) = self.ticket.get() {
                 let done = ticket.done.load(Ordering::Relaxed);
-                bar.set_length(ticket.total.load(Ordering::Relaxed).max(done));
+                bar.set_length(ticket.total().max(done));
                 bar.set_position(done);
             }
             if self.ended.load(Ordering::Relaxed) {

@@ -140,7 +140,7 @@ impl Transfers {
         let (image, number) = (announced.image.clone(), announced.number);
         let receiving = (id, Role::Receiver);
         let ticket = Arc::new(Ticket::new(receiving, image, number, source.clone()));
-        ticket.set_total(bytes);
+        ticket.estimate_total(bytes);
         let (connected, connection) = oneshot::channel();
         self.expected().insert(id, Awaited { source, connected });
         let (transfers, waiting) = (self.clone(), Arc::clone(&ticket));

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::error::{Error, Result};
 pub(crate) use crate::net::{HANDSHAKE, PARTING};
 
-/// How often each end gives a sign of life.
+/// How often the source gives a sign of life, or more often where little time is given.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// How many times longer than usual the receiver may show no progress while it makes everything

@@ -31,8 +31,10 @@ pub(crate) struct Ticket {
     pub(crate) sent: AtomicU64,
     /// Raw bytes of the stream so far.
     pub(crate) done: AtomicU64,
-    /// Raw bytes of the stream in all; 0: not known yet.
-    pub(crate) total: AtomicU64,
+    /// Raw bytes of the stream in all, as far as anybody can tell; 0: nobody can yet.
+    estimate: AtomicU64,
+    /// Raw bytes of the stream in all.
+    whole: OnceLock<u64>,
     seen: Mutex<VecDeque<(Instant, u64)>>,
     stop: CancellationToken,
     why: OnceLock<(Reason, String)>,
@@ -58,7 +60,8 @@ impl Ticket {
             running: AtomicBool::new(false),
             sent: AtomicU64::new(0),
             done: AtomicU64::new(0),
-            total: AtomicU64::new(0),
+            estimate: AtomicU64::new(0),
+            whole: OnceLock::new(),
             seen: Mutex::default(),
             stop: CancellationToken::new(),
             why: OnceLock::new(),
@@ -83,14 +86,23 @@ impl Ticket {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// Raw bytes in all; 0: not known yet.
+    /// Raw bytes in all, as far as is known, and no fewer than are done; 0: not known yet.
     pub(crate) fn total(&self) -> u64 {
-        self.total.load(Ordering::Relaxed)
+        let estimate = || self.estimate.load(Ordering::Relaxed);
+        match self.whole.get().copied().unwrap_or_else(estimate) {
+            0 => 0,
+            total => total.max(self.done.load(Ordering::Relaxed)),
+        }
     }
 
-    /// Says how many raw bytes there will be, if anybody knows.
+    /// Says how many raw bytes there will probably be.
+    pub(crate) fn estimate_total(&self, bytes: u64) {
+        self.estimate.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Says how many raw bytes there are; what was estimated counts no more.
     pub(crate) fn set_total(&self, bytes: u64) {
-        self.total.store(bytes, Ordering::Relaxed);
+        let _ = self.whole.set(bytes);
     }
 
     /// Asks the transfer to end; the first reason counts.
@@ -169,7 +181,8 @@ impl Ticket {
             codec: self.codec.load(Ordering::Relaxed),
             bytes_sent: self.sent.load(Ordering::Relaxed),
             bytes_done: self.done.load(Ordering::Relaxed),
-            bytes_total: self.total.load(Ordering::Relaxed),
+            // Read after what is done, for it grows with that.
+            bytes_total: self.total(),
             rate: self.rate(Instant::now()),
             started_at: self.started_at,
             ..Transfer::default()

@@ -97,6 +97,26 @@ impl Operator {
         self.seen.borrow().clone()
     }
 
+    /// What a transfer's end here says of it, each time that it says something else, until it is over.
+    pub async fn story(&self, transfer: &str, role: Role) -> Vec<Transfer> {
+        let key = (transfer.to_owned(), role);
+        let mut seen = self.seen.clone();
+        let mut story: Vec<Transfer> = Vec::new();
+        loop {
+            let now = seen.borrow_and_update().transfers.get(&key).cloned();
+            if now.as_ref() != story.last() {
+                story.extend(now);
+            }
+            if story.last().is_some_and(|last| last.ended_at != 0) {
+                return story;
+            }
+            match tokio::time::timeout(SOON, seen.changed()).await {
+                Ok(Ok(())) => {}
+                other => panic!("{other:?} after {story:?}"),
+            }
+        }
+    }
+
     /// Waits until what the agent says fulfils this.
     pub async fn wait(&self, what: &str, done: impl Fn(&Seen) -> bool) -> Seen {
         let mut seen = self.seen.clone();

@@ -114,6 +114,11 @@ impl Cutter {
         self.ready.pop_front()
     }
 
+    /// Bytes of the block that is not full yet, with all its data.
+    pub(super) fn begun(&self) -> usize {
+        self.length
+    }
+
     fn make_room(&mut self, length: usize) {
         if self.length + length > MAX_BLOCK {
             self.end();

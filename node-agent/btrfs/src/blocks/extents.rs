@@ -12,6 +12,7 @@ use super::overlay::{Node, Overlay};
 use super::stored::Stored;
 use super::{Block, BlockError};
 use crate::encoding::Encoding;
+use crate::measure::content;
 use crate::send::{FileData, SendRequest};
 use crate::stream::{Command, MAX_BLOCK, TreePath};
 
@@ -50,6 +51,20 @@ impl<W: FnMut(u64) -> ControlFlow<()>> ExtentBlocks<W> {
             ended: false,
             failed: false,
         })
+    }
+
+    /// Goes to the end without filling a block. `see` is told, after each command of the kernel, how
+    /// many bytes the blocks have so far, and how many of file content the commands in them stand for.
+    pub(crate) fn measure(mut self, mut see: impl FnMut(u64, u64)) -> Result<(), BlockError> {
+        let mut whole = 0;
+        while !self.ended {
+            self.advance()?;
+            while let Some(block) = self.pass.blocks.next_block() {
+                whole += block.len() as u64;
+            }
+            see(whole + self.pass.blocks.begun() as u64, self.pass.content);
+        }
+        Ok(())
     }
 
     /// Takes the next command of the kernel.
@@ -130,6 +145,8 @@ struct Pass {
     /// What was announced last, as far as no command stands for it yet. Kernels announce extent by
     /// extent, and compressed ones are small.
     pending: Option<(Arc<SourceFile>, Content, Range<u64>)>,
+    /// Bytes of file content that the commands so far stand for.
+    content: u64,
     blocks: Cutter,
 }
 
@@ -152,11 +169,13 @@ impl Pass {
             encoding,
             file: None,
             pending: None,
+            content: 0,
             blocks: Cutter::default(),
         }
     }
 
     fn command(&mut self, command: &Command<'_>, bytes: &[u8]) -> Result<(), BlockError> {
+        self.content = self.content.saturating_add(content(command));
         if let Command::UpdateExtent {
             path,
             offset,

@@ -147,11 +147,17 @@ impl Reception {
                 Frame::Abort(failure) => return Err(link::heard(&failure)),
                 Frame::Heartbeat(now) => {
                     if let Some(total) = now.total {
-                        self.ticket.set_total(total);
+                        self.ticket.estimate_total(total);
                     }
+                    // What the source learns of the length moves nothing.
+                    let now = (now.phase, now.done);
                     if heartbeat.replace(now) != Some(now) {
                         self.movement.moved();
                     }
+                }
+                Frame::End(end) => {
+                    self.ticket.set_total(end.position.raw);
+                    self.movement.moved();
                 }
                 Frame::Data(data) => {
                     self.ticket.start(codec::named(data.codec));

@@ -86,7 +86,7 @@ pub(crate) async fn receive(
     home: impl Home + 'static,
 ) -> Result<()> {
     if let Some(total) = hello.expected_raw {
-        ticket.set_total(total);
+        ticket.estimate_total(total);
     }
     // Another mode makes another stream: what came of it cannot be gone on from.
     let resume = home.resume().map(|(record, _)| record);

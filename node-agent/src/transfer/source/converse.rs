@@ -28,6 +28,8 @@ pub(super) struct Connection<'a> {
     sending: Mutex<Sending>,
     /// Where the receiver goes on: what stands before is compared and not sent.
     resume: Position,
+    /// How often to give a sign of life.
+    heartbeat: Duration,
 }
 
 impl<'a> Connection<'a> {
@@ -43,6 +45,7 @@ impl<'a> Connection<'a> {
             bucket,
             sending: Mutex::new(Sending::new(welcome)),
             resume: welcome.resume,
+            heartbeat: link::HEARTBEAT.min(stall / 4),
         }
     }
 
@@ -120,7 +123,7 @@ impl<'a> Connection<'a> {
         mut pieces: Subscription,
         anew: impl Fn() -> Subscription,
     ) -> Result<()> {
-        let mut tick = tokio::time::interval(link::HEARTBEAT);
+        let mut tick = tokio::time::interval(self.heartbeat);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut skip = Skip::to(self.resume);
         let (mut open, mut kernel_bytes) = (true, 0);
@@ -202,6 +205,7 @@ impl<'a> Connection<'a> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .end();
+        self.ticket.set_total(end.position.raw);
         let mut frame = Vec::new();
         Frame::End(end).encode(&mut frame);
         self.write(to, &frame, &|| self.movement.moved()).await
@@ -215,7 +219,7 @@ impl<'a> Connection<'a> {
     /// What this end is at, `kernel_bytes` being what the kernel has sent if that has moved.
     fn heartbeat(&self, skip: &Skip, kernel_bytes: Option<u64>) -> Vec<u8> {
         let done = self.ticket.done.load(Ordering::Relaxed);
-        let total = Some(self.ticket.total.load(Ordering::Relaxed)).filter(|total| *total > 0);
+        let total = Some(self.ticket.total()).filter(|total| *total > 0);
         let (phase, done) = match (skip.under_way(), kernel_bytes) {
             (Some(skipped), _) => (Phase::Skipping, skipped),
             (None, Some(bytes)) => (Phase::MetadataPass, bytes),

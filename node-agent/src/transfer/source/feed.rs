@@ -22,6 +22,9 @@ const AHEAD: usize = 4;
 /// Buffers that are kept to be used again, at most.
 const SPARE: usize = 8;
 
+/// How extents that are compressed are sent in extents mode.
+pub(super) const ENCODING: Encoding = Encoding::AsStored;
+
 /// How long one receiver may keep the others waiting, and the share of the time it may do so beyond.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PATIENCE_SHARE: f64 = 0.05;
@@ -216,9 +219,7 @@ impl Feed {
             }
             Mode::Extents => {
                 let request = opened.request();
-                let blocks = request
-                    .extents_as(Encoding::AsStored, watch)
-                    .map_err(failed)?;
+                let blocks = request.extents_as(ENCODING, watch).map_err(failed)?;
                 self.seal(blocks, failed)
             }
         }

@@ -3,26 +3,55 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::feed::Opened;
+use icbd_btrfs::BlockError;
+use icbd_wire::data::Mode;
+use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::feed::{ENCODING, Opened};
 use crate::transfer::ticket::Ticket;
 
-/// Learns how long the stream will be, while the transfer lasts; `None` if that cannot be learnt.
-pub(super) async fn measure(ticket: Arc<Ticket>, opened: Arc<Opened>) -> Option<u64> {
-    let measured = tokio::task::spawn_blocking(move || {
-        let measured = opened.request().measure(|_| match ticket.is_over() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
+/// A pass over the metadata while the data flows. The ticket is told what it has come to. Broken off
+/// when this is dropped.
+pub(crate) struct Measuring {
+    length: oneshot::Receiver<u64>,
+    _guard: DropGuard,
+}
+
+impl Measuring {
+    /// Begins to measure what a transfer in this mode is going to be.
+    pub(crate) fn start(ticket: &Arc<Ticket>, opened: &Arc<Opened>, mode: Mode) -> Self {
+        let dropped = CancellationToken::new();
+        let _guard = dropped.clone().drop_guard();
+        let (learnt, length) = oneshot::channel();
+        let (ticket, opened) = (Arc::clone(ticket), Arc::clone(opened));
+        tokio::task::spawn_blocking(move || {
+            let watch = |total| match dropped.is_cancelled() {
+                true => ControlFlow::Break(()),
+                false => {
+                    ticket.estimate_total(total);
+                    ControlFlow::Continue(())
+                }
+            };
+            let measured = match mode {
+                Mode::Stream => opened.request().measure(watch),
+                Mode::Extents => opened.request().measure_extents(ENCODING, watch),
+            };
+            match measured {
+                Ok(total) => {
+                    ticket.estimate_total(total);
+                    // Nobody may be waiting for it any more.
+                    let _ = learnt.send(total);
+                }
+                Err(BlockError::BrokenOff) => {}
+                Err(error) => tracing::debug!(%error, "the length of the stream is not known"),
+            }
         });
-        match measured {
-            Ok(size) => {
-                ticket.set_total(size.stream);
-                Some(size.stream)
-            }
-            Err(error) => {
-                tracing::debug!(%error, "the length of the stream is not known");
-                None
-            }
-        }
-    });
-    measured.await.ok().flatten()
+        Self { length, _guard }
+    }
+
+    /// Waits until the pass is over; `None` if the length cannot be learnt.
+    pub(super) async fn length(&mut self) -> Option<u64> {
+        (&mut self.length).await.ok()
+    }
 }

@@ -28,7 +28,7 @@ pub(crate) use self::feed::Opened;
 use self::feed::{Agreed, Feed, Subscription};
 pub(super) use self::gather::Gatherings;
 use self::gather::PassKey;
-use self::measure::measure;
+pub(crate) use self::measure::Measuring;
 pub(crate) use self::mode::ModeChoice;
 use super::Transfers;
 use super::codec::CodecChoice;
@@ -141,8 +141,8 @@ impl Transfers {
     ) -> Result<()> {
         tracing::info!(receiver = %order.receiver, codec = ?order.codec, "sending");
         let opened = Arc::new(opened);
-        let measured = measure(Arc::clone(&ticket), Arc::clone(&opened));
-        let measured = tokio::time::timeout(MEASURE_FIRST, measured);
+        let mut measuring = Measuring::start(&ticket, &opened, mode);
+        let measured = tokio::time::timeout(MEASURE_FIRST, measuring.length());
         let dialled = self.0.network.dial(order.receiver, &ticket.peer);
         let dialled = ticket.unless_stopped(dialled);
         let (expected, stream) = tokio::join!(measured, dialled);
@@ -159,6 +159,9 @@ impl Transfers {
         let Some(welcome) = welcome? else {
             return Ok(());
         };
+        if welcome.mode != mode {
+            measuring = Measuring::start(&ticket, &opened, welcome.mode);
+        }
         let key = PassKey {
             image: order.image.clone(),
             number: order.number,
@@ -169,6 +172,7 @@ impl Transfers {
         };
         let pieces = self.listen_to(key, &opened, &ticket);
         let sent = sender.send(stream, pieces, &welcome, &opened).await;
+        drop(measuring);
         if let Err(error) = &sent
             && welcome.mode == Mode::Extents
             && error.reason() == Reason::StreamInvalid
