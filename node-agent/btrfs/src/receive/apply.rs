@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::decode::{Decoder, is_as_btrfs_writes};
 use super::files::Files;
 use super::inspect::Inspection;
-use super::new::{New, Object};
+use super::making::{Making, Object};
 use super::tree::{Node, Tree};
 use super::{Base, ReceiveError, Refusal};
 use crate::encoding::Encoding;
@@ -21,7 +21,7 @@ pub(super) struct Applier<'a> {
     tree: Tree,
     files: Files,
     /// What the last command makes.
-    new: Option<New>,
+    making: Option<Making>,
     decoder: Decoder,
     /// What is known of the block at hand.
     inspection: Inspection,
@@ -56,7 +56,7 @@ impl<'a> Applier<'a> {
         Ok(Applier {
             tree: Tree::new(partial.try_clone()?),
             files: Files::new(since),
-            new: None,
+            making: None,
             decoder: Decoder::default(),
             inspection: Inspection::default(),
             root_times: Timestamps {
@@ -93,13 +93,13 @@ impl<'a> Applier<'a> {
         position: Position,
         command: &Command<'_>,
     ) -> Result<(), ReceiveError> {
-        if let Some(new) = self.new.take() {
+        if let Some(making) = self.making.take() {
             if let Command::Rename { path, to } = *command
-                && new.make_renamed(&mut self.tree, path, to)
+                && making.make_renamed(&mut self.tree, path, to)
             {
                 return Ok(());
             }
-            new.make(&mut self.tree)?;
+            making.make(&mut self.tree)?;
         }
         let (kind, path) = (command.kind(), command.path().unwrap_or(TreePath::ROOT));
         self.carry_out(position, command)
@@ -109,7 +109,7 @@ impl<'a> Applier<'a> {
     fn carry_out(&mut self, position: Position, command: &Command<'_>) -> Result<(), Refusal> {
         let at = (position, command.kind());
         let mut make = |path, object| {
-            self.new = Some(New::new(at, path, object));
+            self.making = Some(Making::new(at, path, object));
             Ok(())
         };
         match *command {
@@ -268,8 +268,8 @@ impl<'a> Applier<'a> {
 
     /// Makes the tree what all commands up to here have made it.
     pub(super) fn settle(&mut self) -> Result<(), ReceiveError> {
-        if let Some(new) = self.new.take() {
-            new.make(&mut self.tree)?;
+        if let Some(making) = self.making.take() {
+            making.make(&mut self.tree)?;
         }
         self.settle_root_times().map_err(ReceiveError::settle)
     }

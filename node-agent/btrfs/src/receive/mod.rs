@@ -34,7 +34,7 @@ mod error;
 mod files;
 mod inspect;
 mod kept;
-mod new;
+mod making;
 mod tree;
 
 use std::fmt;

@@ -11,7 +11,7 @@ use super::{ReceiveError, Refusal};
 use crate::stream::{Kind, Position, TreePath, TreePathBuf};
 
 /// An object that the last command is to make.
-pub(super) struct New {
+pub(super) struct Making {
     position: Position,
     command: Kind,
     path: TreePathBuf,
@@ -32,7 +32,7 @@ pub(super) enum Object {
     },
 }
 
-impl New {
+impl Making {
     /// What the command of this kind, at this place in the stream, is to make at `path`.
     pub(super) fn new(
         (position, command): (Position, Kind),
