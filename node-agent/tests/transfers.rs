@@ -56,14 +56,13 @@ async fn a_snapshot_and_its_increment_arrive_with_every_codec() {
             "{codec:?}"
         );
         assert_eq!(sent.bytes_done, received.bytes_done);
-        let wanted = if codec == Codec::Auto {
-            Codec::Lz4
-        } else {
-            codec
-        };
-        assert_eq!((sent.codec(), received.codec()), (wanted, wanted));
-        let shrunk = sent.bytes_sent < sent.bytes_done;
-        assert_eq!(shrunk, codec != Codec::None, "{codec:?}: {sent:?}");
+        assert_eq!(sent.codec(), received.codec());
+        // What Auto chooses, its own tests say.
+        if codec != Codec::Auto {
+            assert_eq!(sent.codec(), codec);
+            let shrunk = sent.bytes_sent < sent.bytes_done;
+            assert_eq!(shrunk, codec != Codec::None, "{codec:?}: {sent:?}");
+        }
         assert!(
             sent.bytes_total.abs_diff(sent.bytes_done) < sent.bytes_done / 50,
             "{sent:?}"

@@ -12,7 +12,7 @@ use icbd_wire::data::{BlockHash, Codec, CodecSet, Compressor, Data, Mode};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::auto::Auto;
+use super::auto::{Auto, Passed};
 use crate::error::{Error, Result};
 use crate::transfer::pipeline;
 
@@ -144,7 +144,7 @@ impl Agreed {
     fn chooser(self) -> Auto {
         match self {
             Self::Always(codec) => Auto::always(codec),
-            Self::Best(codecs) => Auto::new(codecs),
+            Self::Best(codecs) => Auto::new(codecs, AHEAD),
         }
     }
 }
@@ -244,10 +244,20 @@ impl Feed {
             },
             |sealed| match sealed {
                 Ok(sealed) => {
-                    let (wanted, raw_len) = (sealed.wanted, sealed.raw_len);
+                    let (codec, data) = (sealed.wanted, sealed.data());
+                    let (raw, wire) = (data.raw_len.into(), data.payload.len() as u64);
                     let piece = Piece::Block(Arc::new(sealed));
+                    let ready = Instant::now();
                     let sent = broadcast(subscribers, &piece, begun, &runtime);
-                    chooser().passed(wanted, raw_len.into(), Instant::now());
+                    let now = Instant::now();
+                    let waited = now - ready;
+                    let passed = Passed {
+                        codec,
+                        raw,
+                        wire,
+                        waited,
+                    };
+                    chooser().passed(&passed, now);
                     sent
                 }
                 Err(error) => {
