@@ -50,12 +50,12 @@ impl<'a> Connection<'a> {
     }
 
     /// Sends what a pass yields; `anew` begins another one, should this one leave the receiver
-    /// behind.
+    /// behind, which then has so many raw bytes.
     pub(super) async fn run(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send,
         pieces: Subscription,
-        anew: impl Fn() -> Subscription,
+        anew: impl Fn(u64) -> Subscription,
     ) -> Result<()> {
         let (mut from, mut to) = tokio::io::split(stream);
         let result = {
@@ -121,7 +121,7 @@ impl<'a> Connection<'a> {
         &self,
         to: &mut (impl AsyncWrite + Unpin),
         mut pieces: Subscription,
-        anew: impl Fn() -> Subscription,
+        anew: impl Fn(u64) -> Subscription,
     ) -> Result<()> {
         let mut tick = tokio::time::interval(self.heartbeat);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -136,8 +136,9 @@ impl<'a> Connection<'a> {
                     Some(piece) => Ok(piece),
                     None => {
                         tracing::info!("others go on: reading the snapshot again for this receiver");
-                        pieces = anew();
-                        skip = Skip::to(self.position());
+                        let position = self.position();
+                        pieces = anew(position.raw);
+                        skip = Skip::to(position);
                         continue;
                     }
                 },

@@ -50,8 +50,8 @@ impl Opened {
 
 /// A block ready for the wire.
 pub(super) struct Sealed {
-    /// In what it was to be compressed.
-    wanted: Codec,
+    /// In what it was to be compressed; `None` if nobody will send it.
+    wanted: Option<Codec>,
     codec: Codec,
     raw_len: u32,
     hash: BlockHash,
@@ -156,6 +156,8 @@ pub(super) struct Feed {
     codec: Agreed,
     pass: Arc<Pass>,
     subscribers: Vec<Subscriber>,
+    /// Raw bytes that all who listen have already.
+    had: u64,
 }
 
 struct Subscriber {
@@ -172,11 +174,14 @@ impl Feed {
             codec,
             pass: Arc::default(),
             subscribers: Vec::new(),
+            had: u64::MAX,
         }
     }
 
-    /// Makes one more receiver listen, from the first block on.
-    pub(super) fn subscribe(&mut self) -> Subscription {
+    /// Makes one more receiver listen, from the first block on, though it has so many raw bytes: of
+    /// those it needs the hashes.
+    pub(super) fn subscribe(&mut self, had: u64) -> Subscription {
+        self.had = self.had.min(had);
         let (sender, pieces) = mpsc::channel(AHEAD);
         self.subscribers.push(Subscriber {
             pieces: sender,
@@ -233,13 +238,18 @@ impl Feed {
         let (chooser, subscribers) = (Mutex::new(self.codec.chooser()), &mut self.subscribers);
         let chooser = || chooser.lock().unwrap_or_else(PoisonError::into_inner);
         let (begun, runtime) = (Instant::now(), Handle::current());
+        let (had, mut behind) = (self.had, 0);
+        let blocks = blocks.map(move |block| {
+            behind += block.as_ref().map_or(0, Block::len) as u64;
+            (block, behind > had)
+        });
         let spare = Arc::<Spare>::default();
         let mut end = Ok(());
         pipeline::in_order(
             blocks,
             || Sealer::new(&spare),
-            |sealer, block| {
-                let codec = chooser().codec();
+            |sealer, (block, is_wanted)| {
+                let codec = is_wanted.then(|| chooser().codec());
                 sealer.seal(codec, block.map_err(&failed)?, &failed)
             },
             |sealed| match sealed {
@@ -250,14 +260,16 @@ impl Feed {
                     let ready = Instant::now();
                     let sent = broadcast(subscribers, &piece, begun, &runtime);
                     let now = Instant::now();
-                    let waited = now - ready;
-                    let passed = Passed {
-                        codec,
-                        raw,
-                        wire,
-                        waited,
-                    };
-                    chooser().passed(&passed, now);
+                    if let Some(codec) = codec {
+                        let waited = now - ready;
+                        let passed = Passed {
+                            codec,
+                            raw,
+                            wire,
+                            waited,
+                        };
+                        chooser().passed(&passed, now);
+                    }
                     sent
                 }
                 Err(error) => {
@@ -286,13 +298,14 @@ impl Sealer {
 
     fn seal(
         &mut self,
-        wanted: Codec,
+        wanted: Option<Codec>,
         block: Block,
         failed: impl Fn(BlockError) -> Error,
     ) -> Result<Sealed> {
         let mut raw = self.spare.take();
         block.fill(&mut raw).map_err(failed)?;
-        let data = self.compressor.seal(wanted, &raw).map_err(|error| {
+        let codec = wanted.unwrap_or(Codec::None);
+        let data = self.compressor.seal(codec, &raw).map_err(|error| {
             Error::refused(Reason::IoError, format!("cannot seal a block: {error}"))
         })?;
         let Data {

@@ -54,19 +54,21 @@ impl Gatherings {
 }
 
 impl Transfers {
-    /// Listens to the pass that is about to begin, or makes one begin.
+    /// Listens to the pass that is about to begin, or makes one begin, for a receiver that has so many
+    /// raw bytes.
     pub(super) fn listen_to(
         &self,
         key: PassKey,
         opened: &Arc<Opened>,
         ticket: &Ticket,
+        had: u64,
     ) -> Subscription {
         let mut feeds = self.0.gatherings.feeds();
         match feeds.entry(key.clone()) {
-            Entry::Occupied(mut feed) => feed.get_mut().subscribe(),
+            Entry::Occupied(mut feed) => feed.get_mut().subscribe(had),
             Entry::Vacant(free) => {
                 let mut feed = Feed::new(Arc::clone(opened), key.mode, key.codec);
-                let pieces = feed.subscribe();
+                let pieces = feed.subscribe(had);
                 free.insert(feed);
                 let large = ticket.total() >= LARGE;
                 self.0.tasks.spawn(self.clone().begin_pass(key, large));

@@ -170,7 +170,7 @@ impl Transfers {
             mode: welcome.mode,
             codec: sender.agreed(&welcome),
         };
-        let pieces = self.listen_to(key, &opened, &ticket);
+        let pieces = self.listen_to(key, &opened, &ticket, welcome.resume.raw);
         let sent = sender.send(stream, pieces, &welcome, &opened).await;
         drop(measuring);
         if let Err(error) = &sent
@@ -227,7 +227,7 @@ impl Sender<'_> {
         welcome: &Welcome,
         opened: &Arc<Opened>,
     ) -> Result<()> {
-        let alone = || begin(opened, welcome.mode, self.agreed(welcome));
+        let alone = |had| begin(opened, welcome.mode, self.agreed(welcome), had);
         Connection::new(self.ticket, self.stall, self.bucket, welcome)
             .run(stream, pieces, alone)
             .await
@@ -240,7 +240,8 @@ impl Sender<'_> {
         welcome: &Welcome,
         opened: &Arc<Opened>,
     ) -> Result<()> {
-        let pieces = begin(opened, welcome.mode, self.agreed(welcome));
+        let had = welcome.resume.raw;
+        let pieces = begin(opened, welcome.mode, self.agreed(welcome), had);
         self.send(stream, pieces, welcome, opened).await
     }
 
@@ -253,10 +254,10 @@ impl Sender<'_> {
     }
 }
 
-/// Begins a pass over the snapshot for one receiver.
-fn begin(opened: &Arc<Opened>, mode: Mode, codec: Agreed) -> Subscription {
+/// Begins a pass over the snapshot for one receiver, which has so many raw bytes.
+fn begin(opened: &Arc<Opened>, mode: Mode, codec: Agreed, had: u64) -> Subscription {
     let mut feed = Feed::new(Arc::clone(opened), mode, codec);
-    let pieces = feed.subscribe();
+    let pieces = feed.subscribe(had);
     tokio::task::spawn_blocking(move || feed.run());
     pieces
 }
