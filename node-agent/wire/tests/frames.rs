@@ -16,8 +16,20 @@ fn phases() -> impl Strategy<Value = Phase> {
 
 fn control_frames() -> impl Strategy<Value = Frame<'static>> {
     prop_oneof![
-        (phases(), any::<u64>(), any::<Option<u64>>())
-            .prop_map(|(phase, done, total)| Frame::Heartbeat(Heartbeat { phase, done, total })),
+        (
+            phases(),
+            any::<u64>(),
+            any::<Option<u64>>(),
+            any::<Option<u32>>()
+        )
+            .prop_map(|(phase, done, total, starved)| {
+                Frame::Heartbeat(Heartbeat {
+                    phase,
+                    done,
+                    total,
+                    starved,
+                })
+            }),
         (any::<u64>(), any::<[u8; 32]>()).prop_map(|(raw, chain)| {
             Frame::End(End {
                 position: Position {

@@ -37,6 +37,7 @@ fn heartbeat() -> Frame<'static> {
         phase: Phase::Finishing,
         done: 3,
         total: None,
+        starved: None,
     })
 }
 

@@ -26,9 +26,10 @@ const MAX_KEPT: usize = 64 << 10;
 /// Bytes that are copied at a time where they cannot be cloned.
 const COPY_BUFFER: usize = 1 << 20;
 
-/// Bytes of a file that are written before their write-back is started, so that the disk works
-/// while the stream still arrives.
+/// Bytes of a file that are written in a row before their write-back is started, so that the disk works while the
+/// stream still arrives; and how many are worth it when the row ends.
 const WRITE_BACK: u64 = 1 << 20;
+const WRITE_BACK_PIECE: u64 = 64 << 10;
 
 /// The files that were written to.
 #[derive(Debug, Default)]
@@ -217,7 +218,7 @@ impl File {
     /// An error of the write-back itself shows at the final fsync.
     fn start_write_back(&self) -> Result<(), Refusal> {
         let length = self.written.end - self.written.start;
-        if length < WRITE_BACK {
+        if length < WRITE_BACK_PIECE {
             return Ok(());
         }
         sys::start_write_back(self.fd.as_fd(), self.written.start, length)

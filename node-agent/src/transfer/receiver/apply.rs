@@ -2,7 +2,7 @@
 //! other, kept at checkpoints, and become a snapshot once the last has proved to be the last.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use icbd_btrfs::Encoding;
@@ -130,6 +130,7 @@ impl Applying<'_> {
         let mut failed = None;
         let frames = Frames {
             queue,
+            starved: &reception.starved,
             receiving: Receiving::new(self.welcome),
             failed: false,
         };
@@ -249,17 +250,23 @@ enum Failed {
 }
 
 /// The frames with blocks, each with the position behind it, up to the end of the stream.
-struct Frames {
+struct Frames<'a> {
     queue: mpsc::Receiver<RawFrame>,
+    /// Nanoseconds for which none was there.
+    starved: &'a AtomicU64,
     receiving: Receiving,
     failed: bool,
 }
 
-impl Frames {
+impl Frames<'_> {
     /// The next block; `None` at the end of the stream.
     fn admit(&mut self) -> Result<Option<Admitted>> {
         while !self.receiving.is_complete() {
-            let Some(raw) = self.queue.blocking_recv() else {
+            let asked = Instant::now();
+            let raw = self.queue.blocking_recv();
+            let waited = asked.elapsed().as_nanos() as u64;
+            self.starved.fetch_add(waited, Ordering::Relaxed);
+            let Some(raw) = raw else {
                 return Err(Error::refused(Reason::PeerLost, "the stream broke off"));
             };
             let frame = raw.frame()?;
@@ -275,7 +282,7 @@ impl Frames {
     }
 }
 
-impl Iterator for Frames {
+impl Iterator for Frames<'_> {
     type Item = Result<Admitted>;
 
     fn next(&mut self) -> Option<Self::Item> {

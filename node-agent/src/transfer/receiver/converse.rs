@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use icbd_wire::control::Reason;
 use icbd_wire::data::{Ack, Done, Frame, Heartbeat, Phase, Position, Welcome};
@@ -26,7 +26,7 @@ const AHEAD: usize = 4;
 const SPARE: usize = 16;
 
 /// How often the source hears how far its bytes have got.
-const ACKNOWLEDGE: Duration = Duration::from_secs(1);
+const ACKNOWLEDGE: Duration = Duration::from_millis(250);
 
 /// What came first.
 enum Early {
@@ -47,6 +47,8 @@ pub(super) struct Reception {
     pub(super) received: AtomicU64,
     /// Raw bytes whose commands were carried out.
     pub(super) applied: AtomicU64,
+    /// Nanoseconds for which there was no block to work on.
+    pub(super) starved: AtomicU64,
     /// Raw bytes that a crash would not take away.
     pub(super) durable: AtomicU64,
     /// Whether all has come and is being made durable.
@@ -68,6 +70,7 @@ impl Reception {
             movement: Movement::new(pace.stall),
             received: from(),
             applied: from(),
+            starved: AtomicU64::new(0),
             durable: from(),
             finishing: AtomicBool::new(false),
             broken_off: OnceLock::new(),
@@ -176,8 +179,13 @@ impl Reception {
     async fn speak(&self, to: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
         let mut tick = tokio::time::interval(ACKNOWLEDGE);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last = (Instant::now(), 0);
         loop {
             tick.tick().await;
+            let now = (Instant::now(), self.starved.load(Ordering::Relaxed));
+            let time = (now.0 - last.0).as_nanos().max(1);
+            let starved = u128::from(now.1 - last.1) * 100 / time;
+            last = now;
             // In this order, for what is durable was received before.
             let durable = self.durable.load(Ordering::Acquire);
             let received = self.received.load(Ordering::Relaxed);
@@ -193,6 +201,7 @@ impl Reception {
                 phase,
                 done,
                 total: None,
+                starved: Some(starved.min(100) as u32),
             })
             .encode(&mut frames);
             match link::write(to, &frames).await {

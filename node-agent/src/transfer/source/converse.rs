@@ -2,7 +2,7 @@
 //! limit let them, and what the receiver says comes in, until it is done.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use icbd_wire::control::Reason;
 use icbd_wire::data::{Chain, Data, Frame, Heartbeat, Phase, Position, Sending, Welcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::feed::{Piece, Subscription};
+use super::feed::{Piece, Subscription, UNKNOWN};
 use crate::error::{Error, Result};
 use crate::transfer::codec;
 use crate::transfer::limit::Bucket;
@@ -30,6 +30,8 @@ pub(super) struct Connection<'a> {
     resume: Position,
     /// How often to give a sign of life.
     heartbeat: Duration,
+    /// What the receiver said last of how much it starves; see [`Heartbeat::starved`].
+    starved: AtomicU32,
 }
 
 impl<'a> Connection<'a> {
@@ -46,6 +48,7 @@ impl<'a> Connection<'a> {
             sending: Mutex::new(Sending::new(welcome)),
             resume: welcome.resume,
             heartbeat: link::HEARTBEAT.min(stall / 4),
+            starved: AtomicU32::new(UNKNOWN),
         }
     }
 
@@ -97,7 +100,15 @@ impl<'a> Connection<'a> {
                 match frame {
                     Frame::Done(_) => return Ok(()),
                     Frame::Abort(failure) => return Err(link::heard(&failure)),
-                    Frame::Heartbeat(Heartbeat { phase, done, .. }) => {
+                    Frame::Heartbeat(Heartbeat {
+                        phase,
+                        done,
+                        starved,
+                        ..
+                    }) => {
+                        if let Some(starved) = starved {
+                            self.starved.store(starved, Ordering::Relaxed);
+                        }
                         let last = beat.replace((phase, done));
                         let was = last.map(|(phase, _)| phase);
                         if phase == Phase::Finishing && was != Some(phase) {
@@ -154,6 +165,7 @@ impl<'a> Connection<'a> {
                     continue;
                 }
             };
+            pieces.tell_starved(self.starved.load(Ordering::Relaxed));
             let sent = match next {
                 Ok(Piece::Block(block)) => self.block(to, &block.data(), &mut skip).await,
                 Ok(Piece::End) => {
@@ -227,7 +239,13 @@ impl<'a> Connection<'a> {
             (None, None) => (Phase::Data, done),
         };
         let mut frame = Vec::new();
-        Frame::Heartbeat(Heartbeat { phase, done, total }).encode(&mut frame);
+        Frame::Heartbeat(Heartbeat {
+            phase,
+            done,
+            total,
+            starved: None,
+        })
+        .encode(&mut frame);
         frame
     }
 

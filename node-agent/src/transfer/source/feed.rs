@@ -2,7 +2,7 @@
 //! to every receiver that listens. Where the blocks go is not known here.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -116,6 +116,11 @@ impl Subscription {
     pub(super) fn kernel_bytes(&self) -> u64 {
         self.pass.kernel_bytes.load(Ordering::Relaxed)
     }
+
+    /// Says how much a receiver starves, in per cent of the time.
+    pub(super) fn tell_starved(&self, percent: u32) {
+        self.pass.starved.store(percent, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Subscription {
@@ -124,11 +129,29 @@ impl Drop for Subscription {
     }
 }
 
+/// In place of a share that no receiver has told.
+pub(super) const UNKNOWN: u32 = u32::MAX;
+
 /// What a pass and those who listen to it share.
-#[derive(Default)]
 struct Pass {
     listeners: AtomicUsize,
     kernel_bytes: AtomicU64,
+    /// What a receiver last said of how much it starves.
+    starved: AtomicU32,
+}
+
+impl Pass {
+    fn new() -> Self {
+        Self {
+            listeners: AtomicUsize::new(0),
+            kernel_bytes: AtomicU64::new(0),
+            starved: AtomicU32::new(UNKNOWN),
+        }
+    }
+
+    fn starved(&self) -> Option<u32> {
+        Some(self.starved.load(Ordering::Relaxed)).filter(|percent| *percent != UNKNOWN)
+    }
 }
 
 /// In what the blocks of a pass are compressed.
@@ -172,7 +195,7 @@ impl Feed {
             opened,
             mode,
             codec,
-            pass: Arc::default(),
+            pass: Arc::new(Pass::new()),
             subscribers: Vec::new(),
             had: u64::MAX,
         }
@@ -243,7 +266,7 @@ impl Feed {
             behind += block.as_ref().map_or(0, Block::len) as u64;
             (block, behind > had)
         });
-        let spare = Arc::<Spare>::default();
+        let (spare, pass) = (Arc::<Spare>::default(), Arc::clone(&self.pass));
         let mut end = Ok(());
         pipeline::in_order(
             blocks,
@@ -267,6 +290,7 @@ impl Feed {
                             raw,
                             wire,
                             waited,
+                            starved: pass.starved(),
                         };
                         chooser().passed(&passed, now);
                     }

@@ -283,6 +283,8 @@ pub struct Heartbeat {
     pub done: u64,
     /// How much there is, as far as is known; it may change while the totals grow more exact.
     pub total: Option<u64>,
+    /// For which share of the time since the last one the receiver had no block to work on, in per cent.
+    pub starved: Option<u32>,
 }
 
 /// The end of the data: the receiver compares this with its own position.
@@ -346,9 +348,14 @@ impl<'a> Frame<'a> {
                 out.extend_from_slice(&data.head());
                 out.extend_from_slice(data.payload);
             }
-            Self::Heartbeat(Heartbeat { phase, done, total }) => {
-                let (phase, done, total) = (*phase as u32, *done, *total);
-                encode_control(kind, &schema::Heartbeat { phase, done, total }, out);
+            Self::Heartbeat(heartbeat) => {
+                let heartbeat = schema::Heartbeat {
+                    phase: heartbeat.phase as u32,
+                    done: heartbeat.done,
+                    total: heartbeat.total,
+                    starved: heartbeat.starved,
+                };
+                encode_control(kind, &heartbeat, out);
             }
             Self::End(End { position }) => {
                 let position = Some((*position).into());
@@ -398,9 +405,13 @@ impl<'a> Frame<'a> {
                 })
             }
             FrameKind::Heartbeat => {
-                let schema::Heartbeat { phase, done, total } = decode_control(kind, body)?;
-                let phase = Phase::from_number(phase).ok_or(missing("phase"))?;
-                Self::Heartbeat(Heartbeat { phase, done, total })
+                let raw: schema::Heartbeat = decode_control(kind, body)?;
+                Self::Heartbeat(Heartbeat {
+                    phase: Phase::from_number(raw.phase).ok_or(missing("phase"))?,
+                    done: raw.done,
+                    total: raw.total,
+                    starved: raw.starved,
+                })
             }
             FrameKind::End => {
                 let schema::End { position } = decode_control(kind, body)?;

@@ -69,6 +69,8 @@ pub(super) struct Heartbeat {
     pub(super) done: u64,
     #[prost(uint64, optional, tag = "3")]
     pub(super) total: Option<u64>,
+    #[prost(uint32, optional, tag = "4")]
+    pub(super) starved: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
