@@ -60,6 +60,8 @@ reasons! {
     TargetNotFound,
     /// The target does not allow this namespace.
     NamespaceNotAllowed,
+    /// The target does not allow the image's primary.
+    PrimaryNotAllowed,
     /// No Node of that name.
     NodeNotFound,
     /// No agent runs on the node.
@@ -82,6 +84,8 @@ reasons! {
     Suspended,
     /// The receiver's pool would be left with less than minFree.
     InsufficientSpace,
+    /// The namespace would take more on the receiver than namespaceQuota.
+    QuotaExceeded,
     /// A transfer still uses the snapshot.
     SnapshotBusy,
     /// The last complete copy is only removed with consent.

@@ -59,6 +59,11 @@ pub struct ReplicationTargetSpec {
     /// Selects the namespaces whose images may use this target, by the labels of the Namespace.
     /// `{}` is all of them.
     pub allowed_namespaces: LabelSelector,
+    /// Selects the Nodes that an image of this target may have as its primary, by their labels: an
+    /// image whose primary is another gets no replicas from this target. Unset: all. Example:
+    /// `{matchLabels: {icbd.io/trusted: "true"}}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed_primaries: Option<LabelSelector>,
     /// Most bytes per second that each sending node puts on the wire for this target, with Ki, Mi,
     /// Gi, Ti or k, M, G, T. Unset: unlimited. Example: 50Mi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,6 +82,17 @@ pub struct ReplicationTargetSpec {
     #[x_kube(validation = Rule::new("self.matches('^([0-9]|[1-9][0-9])%$') || (self.matches('^[0-9]+(Ki|Mi|Gi|Ti|k|M|G|T)?$') && isQuantity(self))")
         .message("minFree is a share from 0% to 99%, or bytes such as 20Gi"))]
     pub min_free: String,
+    /// Most bytes that the snapshots of one namespace may take on each node of this target. A
+    /// transfer that would go beyond it is not started, and waits until there is room; what is there
+    /// already stays. Counted are the bytes of file data that each snapshot in the namespace's
+    /// directory refers to, in full and uncompressed, as if snapshots shared nothing; those arriving,
+    /// with what they will refer to, and those of images that have the node as their primary too;
+    /// not `live`. Unset: no limit. Example: 500Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 20))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]+(Ki|Mi|Gi|Ti|k|M|G|T)?$') && isQuantity(self)")
+        .message("namespaceQuota is whole bytes, such as 500Gi"))]
+    pub namespace_quota: Option<String>,
     /// While true no transfer to this target is started; those that run go on.
     #[serde(default)]
     pub suspend: bool,

@@ -361,7 +361,7 @@ async fn referenced_bytes_are_counted_and_kept() {
     let counted = |seen: &Seen| {
         seen.images
             .get(IMAGE)
-            .is_some_and(|image| image.snapshots[0].bytes == 4 << 20)
+            .is_some_and(|image| image.snapshots[0].bytes == Some(4 << 20))
     };
     operator.wait("bytes", counted).await;
     let recorded = fs::read_to_string(node.meta("snapshots/1.json")).unwrap();

@@ -191,6 +191,29 @@ impl Caches {
         self.wake.replication();
     }
 
+    /// Wakes the images of a namespace that a quota may concern: what one of them takes, or frees,
+    /// the others wait for.
+    fn wake_sharing(&self, namespace: &str) {
+        let limited: BTreeSet<String> = self
+            .targets
+            .state()
+            .iter()
+            .filter(|target| target.spec.namespace_quota.is_some())
+            .map(|target| target.name_any())
+            .collect();
+        if limited.is_empty() {
+            return;
+        }
+        for image in self.images.state() {
+            let key = image_key(image.as_ref(), &image.name_any());
+            let mut targets = image.spec.targets.iter();
+            if key.namespace == namespace && targets.any(|t| limited.contains(&t.name)) {
+                self.wake.image(&key);
+                self.wake_snapshots(&key, |snapshot| !settled(snapshot));
+            }
+        }
+    }
+
     fn wake_snapshots(&self, key: &ImageKey, which: impl Fn(&Snapshot) -> bool) {
         for snapshot in self
             .snapshots_of(key)
@@ -223,6 +246,7 @@ impl Caches {
                 self.wake_snapshots(&key, |s| {
                     numbers.iter().any(|n| concerns(s, *n)) || !settled(s)
                 });
+                self.wake_sharing(&key.namespace);
                 self.wake.replication();
             }
             Change::Transfer { key, number, ended } => {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use icbd_crds::{ConditionType, Snapshot, VMImage, condition, names};
+use icbd_planner::quota::Taken;
 use icbd_planner::replication::WantedSnapshot;
 use icbd_planner::{
     Attempts, Held, ImageFacts, ImageKey, Namespace, Node, NodeName, SnapshotNumber, TargetFacts,
@@ -85,21 +86,42 @@ impl Sight {
 
     /// All that can be seen of one image.
     pub(crate) fn image(&self, image: &VMImage) -> ImageFacts {
+        self.image_among(image, &mut BTreeMap::new())
+    }
+
+    /// The same; what namespaces take is added up once for all images that are looked at together.
+    pub(crate) fn image_among(
+        &self,
+        image: &VMImage,
+        namespaces: &mut BTreeMap<String, Arc<Taken>>,
+    ) -> ImageFacts {
         let key = image_key(image, &image.name_any());
+        let targets: Vec<TargetFacts> = image
+            .spec
+            .targets
+            .iter()
+            .map(|target| self.target(&target.name))
+            .collect();
+        let mut specs = targets.iter().filter_map(|target| target.spec.as_ref());
+        let taken = if specs.any(|spec| spec.namespace_quota.is_some()) {
+            let look = || Arc::new(self.agents.taken(&key.namespace, Timestamp::now()));
+            namespaces
+                .entry(key.namespace.clone())
+                .or_insert_with(look)
+                .clone()
+        } else {
+            Arc::default()
+        };
         ImageFacts {
             spec: image.spec.clone(),
             terminating: image.metadata.deletion_timestamp.is_some(),
             namespace: self.namespace(&key.namespace),
-            targets: image
-                .spec
-                .targets
-                .iter()
-                .map(|target| self.target(&target.name))
-                .collect(),
+            targets,
             nodes: self.nodes(),
             inventories: self.agents.inventories(&key),
             transfers: self.agents.transfers(&key),
             attempts: self.attempts(&key),
+            taken,
             key,
         }
     }

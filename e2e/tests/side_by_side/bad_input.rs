@@ -6,7 +6,7 @@ use icbd_e2e::{Observed, Outcome, POOL, Scenario, selecting};
 use serde_json::json;
 
 /// Manifests that are refused, each with what the refusal has to say.
-const REFUSED: [(&str, &str); 12] = [
+const REFUSED: [(&str, &str); 14] = [
     (
         "kind: VMImage\nmetadata: {name: disk}\nspec: {}",
         "spec.primary: Required value",
@@ -54,6 +54,14 @@ const REFUSED: [(&str, &str); 12] = [
     (
         "kind: ReplicationTarget\nmetadata: {name: bad}\nspec: {nodes: {}, allowedNamespaces: {}, minFree: 120%}",
         "a share from 0% to 99%, or bytes such as 20Gi",
+    ),
+    (
+        "kind: ReplicationTarget\nmetadata: {name: bad}\nspec: {nodes: {}, allowedNamespaces: {}, namespaceQuota: 10%}",
+        "whole bytes, such as 500Gi",
+    ),
+    (
+        "kind: ReplicationTarget\nmetadata: {name: bad}\nspec: {nodes: {}, allowedNamespaces: {}, allowedPrimaries: {matchExpressions: [{key: site, operator: In}]}}",
+        "In and NotIn need at least one of values",
     ),
 ];
 

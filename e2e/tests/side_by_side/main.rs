@@ -8,4 +8,5 @@ mod identity;
 mod operations_page;
 mod order;
 mod ports;
+mod tenancy;
 mod transfers;

@@ -49,7 +49,7 @@ impl Snapshot {
             suspect: self.suspect,
             uuid: self.uuid.to_string(),
             record: record.map(Into::into),
-            bytes: record.and_then(|record| record.bytes).unwrap_or(0),
+            bytes: record.and_then(|record| record.bytes),
             created_at: self.created_at,
         }
     }

@@ -108,7 +108,7 @@ impl Images {
         for snapshot in inventory
             .snapshots
             .iter_mut()
-            .filter(|snapshot| snapshot.bytes == 0)
+            .filter(|snapshot| snapshot.bytes.is_none())
         {
             let known = snapshot
                 .uuid
@@ -116,7 +116,7 @@ impl Images {
                 .ok()
                 .and_then(|uuid: Uuid| counted.get(&uuid));
             match known {
-                Some(bytes) => snapshot.bytes = *bytes,
+                Some(bytes) => snapshot.bytes = Some(*bytes),
                 None => self.uncounted.notify_one(),
             }
         }
@@ -290,7 +290,7 @@ impl Images {
             for snapshot in inventory
                 .snapshots
                 .iter()
-                .filter(|snapshot| snapshot.bytes == 0)
+                .filter(|snapshot| snapshot.bytes.is_none())
             {
                 let (number, uuid) = (SnapshotNumber::new(snapshot.number), snapshot.uuid.parse());
                 if let (Some(number), Ok(uuid)) = (number, uuid)

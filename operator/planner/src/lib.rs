@@ -6,13 +6,14 @@
 //! - [`image`], [`snapshot`], [`target`]: what is to be done about one object, and what to say of it;
 //! - [`replication`]: which transfers to start, over all images;
 //! - [`pool`]: whether a node's pool is to be initialised;
-//! - [`selection`], [`lineage`], [`replica`]: the parts these have in common.
+//! - [`selection`], [`lineage`], [`quota`], [`replica`]: the parts these have in common.
 
 mod conditions;
 pub mod image;
 pub mod lineage;
 mod model;
 pub mod pool;
+pub mod quota;
 pub mod replica;
 pub mod replication;
 pub mod selection;

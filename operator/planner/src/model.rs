@@ -8,6 +8,8 @@ use std::sync::Arc;
 use icbd_crds::{Origin, Reason, ReplicationTargetSpec, VMImageSpec, names};
 use jiff::{SignedDuration, Timestamp};
 
+use crate::quota::Taken;
+
 /// The name of a Node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeName(pub String);
@@ -142,8 +144,8 @@ pub struct Held {
     pub suspect: bool,
     /// Unset: found on disk without a name.
     pub record: Option<Record>,
-    /// Referenced bytes; zero while not known.
-    pub bytes: u64,
+    /// Referenced bytes; unset while they have not been counted.
+    pub bytes: Option<u64>,
     /// When the subvolume was made.
     pub created_at: Timestamp,
 }
@@ -239,6 +241,15 @@ pub struct Transfer {
     pub end: Option<TransferEnd>,
 }
 
+impl Transfer {
+    /// Whether it is under way, or has just succeeded: the inventory follows.
+    pub(crate) fn arrives(&self, now: Timestamp) -> bool {
+        self.end.as_ref().is_none_or(|end| {
+            end.outcome.is_ok() && now.duration_since(end.at).abs() < INVENTORY_FOLLOWS
+        })
+    }
+}
+
 /// How a transfer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransferEnd {
@@ -322,6 +333,8 @@ pub struct ImageFacts {
     pub transfers: Vec<Transfer>,
     /// What is remembered of earlier attempts.
     pub attempts: Attempts,
+    /// What its namespace takes; empty where no target that it names has a quota.
+    pub taken: Arc<Taken>,
 }
 
 impl ImageFacts {
@@ -410,13 +423,10 @@ impl ImageFacts {
         number: SnapshotNumber,
         now: Timestamp,
     ) -> Option<&Transfer> {
-        let just_now = |end: &TransferEnd| {
-            end.outcome.is_ok() && now.duration_since(end.at).abs() < INVENTORY_FOLLOWS
-        };
         self.transfers
             .iter()
             .filter(|t| t.number == number && t.receiver == *receiver)
-            .find(|t| t.end.as_ref().is_none_or(just_now))
+            .find(|t| t.arrives(now))
     }
 }
 

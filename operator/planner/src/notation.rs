@@ -14,6 +14,7 @@ use crate::model::{
     Agent, Held, ImageFacts, ImageKey, Inventory, Live, Namespace, Node, NodeName, Pool, PoolId,
     Record, SnapshotNumber, TargetFacts, Tombstone, Transfer,
 };
+use crate::quota::taken;
 
 pub(crate) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
@@ -55,7 +56,7 @@ pub(crate) fn inventory(text: &str) -> Inventory {
             identity,
             suspect: letters.ends_with('!'),
             record: Some(record),
-            bytes: 1 << 20,
+            bytes: Some(1 << 20),
             created_at: at(number as i64),
         };
         inventory.snapshots.insert(SnapshotNumber(number), held);
@@ -129,6 +130,7 @@ pub(crate) fn facts(text: &str) -> ImageFacts {
         inventories,
         transfers: Vec::new(),
         attempts: BTreeMap::new(),
+        taken: Default::default(),
     }
 }
 
@@ -137,9 +139,11 @@ pub(crate) fn target(name: &str) -> TargetFacts {
     let spec = ReplicationTargetSpec {
         nodes: LabelSelector::default(),
         allowed_namespaces: LabelSelector::default(),
+        allowed_primaries: None,
         bandwidth: None,
         max_concurrent_transfers: 2,
         min_free: "10%".into(),
+        namespace_quota: None,
         suspend: false,
     };
     TargetFacts {
@@ -173,6 +177,15 @@ impl TargetFacts {
                 .insert(key.into(), value.into());
         })
     }
+    pub(crate) fn allows_primary(self, key: &str, value: &str) -> Self {
+        self.edit(|spec| {
+            let allowed = spec.allowed_primaries.get_or_insert_default();
+            allowed.match_labels.insert(key.into(), value.into());
+        })
+    }
+    pub(crate) fn quota(self, bytes: &str) -> Self {
+        self.edit(|spec| spec.namespace_quota = Some(bytes.into()))
+    }
     pub(crate) fn gone(mut self, node: &str) -> Self {
         self.gone.insert(node.into());
         self
@@ -186,6 +199,19 @@ impl TargetFacts {
 impl ImageFacts {
     pub(crate) fn with_targets(mut self, targets: impl IntoIterator<Item = TargetFacts>) -> Self {
         self.targets = targets.into_iter().collect();
+        self
+    }
+    /// With a label on one of the nodes.
+    pub(crate) fn labelled(mut self, node: &str, key: &str, value: &str) -> Self {
+        let nodes = Arc::make_mut(&mut self.nodes);
+        let labels = &mut nodes.get_mut(&NodeName::from(node)).unwrap().labels;
+        labels.insert(key.into(), value.into());
+        self
+    }
+    /// With what its namespace takes, this image being all that there is in it.
+    pub(crate) fn counted(mut self) -> Self {
+        let all = [(&self.inventories, self.transfers.as_slice())];
+        self.taken = Arc::new(taken(all, at(5000)));
         self
     }
     /// A transfer under way from the primary.

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use crate::lineage::{self, Route};
 use crate::model::{Attempt, Held, ImageFacts, NodeName, Refusal, SnapshotNumber, Transfer};
+use crate::quota;
 use crate::selection::Limits;
 
 /// A snapshot that replicas are to hold.
@@ -39,6 +40,8 @@ pub enum Standing<'a> {
     Broken(Refusal),
     /// It has to wait for something that is not a transfer's turn.
     Waiting(Refusal),
+    /// It could go, but for the quota of its namespace.
+    OverQuota(Refusal),
     /// The last attempt failed; the next may begin at this instant.
     Failed(Refusal, Timestamp),
     /// It can go this way, when its turn comes.
@@ -54,9 +57,10 @@ impl Standing<'_> {
             Standing::Moving(_) => ReplicaState::Transferring,
             Standing::Broken(_) => ReplicaState::LineageBroken,
             Standing::Failed(..) => ReplicaState::Failed,
-            Standing::Unseen(_) | Standing::Waiting(_) | Standing::Possible(_) => {
-                ReplicaState::Pending
-            }
+            Standing::Unseen(_)
+            | Standing::Waiting(_)
+            | Standing::OverQuota(_)
+            | Standing::Possible(_) => ReplicaState::Pending,
         }
     }
 
@@ -68,6 +72,7 @@ impl Standing<'_> {
             | Standing::Conflict(refusal)
             | Standing::Broken(refusal)
             | Standing::Waiting(refusal)
+            | Standing::OverQuota(refusal)
             | Standing::Failed(refusal, _) => Some(refusal.clone()),
             Standing::Possible(_) => Some(Refusal::new(
                 Reason::Queued,
@@ -132,6 +137,9 @@ pub fn assess<'a>(
         Ok(route) => route,
         Err(refusal) => return Standing::Broken(refusal),
     };
+    if let Err(refusal) = quota::fits(facts, node, limits, wanted.number, 0) {
+        return Standing::OverQuota(refusal);
+    }
     match facts
         .attempts
         .get(&(node.clone(), wanted.number))

@@ -12,6 +12,7 @@ use crate::model::{
     Agent, INVENTORY_FOLLOWS, ImageFacts, ImageKey, Inventory, NodeName, Record, SnapshotNumber,
     Tombstone, Transfer, TransferEnd,
 };
+use crate::quota;
 use crate::replica::{self, Standing, Wanted};
 use crate::selection::{Limits, Selection, select};
 
@@ -156,6 +157,8 @@ fn candidate<'a>(
             }
             // One that the source lost keeps nothing newer from going.
             Standing::Waiting(_) => {}
+            // A smaller one does not overtake: each replica gets its snapshots in order.
+            Standing::OverQuota(_) => return None,
             Standing::Unseen(_) | Standing::Broken(_) => return None,
         }
     }
@@ -179,7 +182,7 @@ impl Candidate<'_> {
         };
         let (parent, bytes) = match &self.route {
             Route::Incremental { parent, identity } => (Some((*parent, identity.clone())), 0),
-            Route::Full => (None, held.map_or(0, |held| held.bytes)),
+            Route::Full => (None, held.and_then(|held| held.bytes).unwrap_or(0)),
         };
         Start {
             image: facts.key.clone(),
@@ -207,6 +210,8 @@ struct Load {
     total: usize,
     sending: BTreeMap<NodeName, usize>,
     receiving: BTreeMap<NodeName, usize>,
+    /// Bytes that this plan adds to a namespace on a node; what runs already is counted there.
+    adding: BTreeMap<(NodeName, String), u64>,
 }
 
 impl Load {
@@ -229,9 +234,23 @@ impl Load {
         let at = |map: &BTreeMap<NodeName, usize>, node| map.get(node).copied().unwrap_or(0);
         let fits = self.total < cluster.transfers
             && at(&self.sending, &source) < cluster.per_source
-            && at(&self.receiving, candidate.node) < candidate.limits.max_concurrent as usize;
+            && at(&self.receiving, candidate.node) < candidate.limits.max_concurrent as usize
+            && self.admit_bytes(candidate);
         if fits {
             self.add(&source, candidate.node);
+        }
+        fits
+    }
+
+    /// Whether the namespace has room for it beside what was admitted before it.
+    fn admit_bytes(&mut self, candidate: &Candidate<'_>) -> bool {
+        let (facts, number) = (&candidate.job.facts, candidate.snapshot.number);
+        let place = (candidate.node.clone(), facts.key.namespace.clone());
+        let adding = self.adding.entry(place).or_default();
+        let fits = quota::fits(facts, candidate.node, candidate.limits, number, *adding).is_ok();
+        if fits {
+            let bytes = quota::adds(facts, candidate.node, number).unwrap_or(0);
+            *adding = adding.saturating_add(bytes);
         }
         fits
     }

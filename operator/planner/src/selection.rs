@@ -24,6 +24,8 @@ pub struct Limits {
     pub max_concurrent: u32,
     /// What must stay free: the most that any target asks for, by the node's capacity.
     pub min_free: Vec<FreeSpace>,
+    /// The target whose quota holds for the namespace: the smallest, where several select the node.
+    pub quota: Option<(String, u64)>,
     /// Set while every target that selects the node is suspended.
     pub suspended: bool,
 }
@@ -72,6 +74,19 @@ fn admitted<'a>(
             ),
         ));
     }
+    // A primary without a Node object sends nothing; that it lacks one is said elsewhere.
+    let primary = facts.primary();
+    let labels = facts.nodes.get(&primary).map(|node| &node.labels);
+    if let (Some(allowed), Some(labels)) = (&spec.allowed_primaries, labels)
+        && !allowed.matches(labels)
+    {
+        return Err(Refusal::new(
+            Reason::PrimaryNotAllowed,
+            format!(
+                "ReplicationTarget {name} does not allow the primary {primary}: its allowedPrimaries must select the Node's labels",
+            ),
+        ));
+    }
     Ok(spec)
 }
 
@@ -99,29 +114,35 @@ fn add(
     }
 }
 
-// The schema admits no other bandwidth and minFree than those that parse; should an older object
-// hold one, the safe reading is the strictest.
+// The schema admits hardly any sizes but those that parse (within 64 bits); of one that does not,
+// the safe reading is the strictest.
 fn limits(target: &TargetFacts, spec: &ReplicationTargetSpec) -> Limits {
     let bandwidth = spec
         .bandwidth
         .as_deref()
         .map(|text| parse_bytes(text).unwrap_or(1024));
+    let quota = spec
+        .namespace_quota
+        .as_deref()
+        .map(|text| parse_bytes(text).unwrap_or(0));
     Limits {
         bandwidth: bandwidth.map(|rate| (target.name.clone(), rate)),
         max_concurrent: spec.max_concurrent_transfers.max(1),
         min_free: vec![spec.min_free.parse().unwrap_or(FreeSpace::Percent(99))],
+        quota: quota.map(|bytes| (target.name.clone(), bytes)),
         suspended: spec.suspend,
     }
 }
 
 fn stricter(a: Limits, b: Limits) -> Limits {
+    let lower = |sizes: [Option<(String, u64)>; 2]| {
+        sizes.into_iter().flatten().min_by_key(|(_, size)| *size)
+    };
     Limits {
-        bandwidth: [a.bandwidth, b.bandwidth]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(_, rate)| *rate),
+        bandwidth: lower([a.bandwidth, b.bandwidth]),
         max_concurrent: a.max_concurrent.min(b.max_concurrent),
         min_free: [a.min_free, b.min_free].concat(),
+        quota: lower([a.quota, b.quota]),
         suspended: a.suspended && b.suspended,
     }
 }
@@ -144,12 +165,17 @@ mod tests {
         let slow = target("slow")
             .bandwidth("1Mi")
             .max_concurrent(4)
-            .min_free("20Gi");
-        let wide = target("wide").max_concurrent(1).min_free("10%");
+            .min_free("20Gi")
+            .quota("2Gi");
+        let wide = target("wide")
+            .max_concurrent(1)
+            .min_free("10%")
+            .quota("1Gi");
         let selection = select(&facts("n1 | n2").with_targets([slow, wide]));
         let limits = &selection.replicas[&NodeName::from("n2")];
         assert_eq!(limits.bandwidth, Some(("slow".to_owned(), 1 << 20)));
         assert_eq!(limits.max_concurrent, 1);
+        assert_eq!(limits.quota, Some(("wide".to_owned(), 1 << 30)));
         assert_eq!(limits.min_free_of(100 << 30), 20 << 30);
         assert_eq!(limits.min_free_of(1 << 40), (1 << 40) / 10);
     }
@@ -166,6 +192,45 @@ mod tests {
             [Reason::TargetNotFound, Reason::NamespaceNotAllowed]
         );
         assert!(selection.refusals[0].message.contains("nowhere"));
+    }
+
+    #[test]
+    fn a_target_takes_images_of_the_primaries_that_it_allows_only() {
+        let trusting = || target("edge").allows_primary("trusted", "true");
+        let stranger = facts("n1 | n2").with_targets([trusting()]);
+        let selection = select(&stranger);
+        assert!(selection.replicas.is_empty());
+        assert_eq!(selection.refusals[0].reason, Reason::PrimaryNotAllowed);
+        let message = &selection.refusals[0].message;
+        assert!(
+            message.contains("edge") && message.contains("n1"),
+            "{message}"
+        );
+
+        // Of the nodes that hold replicas nothing is asked.
+        let trusted = facts("n1 | n2")
+            .labelled("n1", "trusted", "true")
+            .with_targets([trusting()]);
+        assert!(
+            select(&trusted)
+                .replicas
+                .contains_key(&NodeName::from("n2"))
+        );
+        assert!(select(&trusted).refusals.is_empty());
+
+        // Another target does not suffer.
+        let both = stranger.with_targets([trusting(), target("open")]);
+        let selection = select(&both);
+        assert!(selection.replicas.contains_key(&NodeName::from("n2")));
+        assert_eq!(selection.refusals.len(), 1);
+    }
+
+    #[test]
+    fn a_primary_whose_node_object_is_gone_is_not_called_forbidden() {
+        let mut facts =
+            facts("n1 | n2").with_targets([target("edge").allows_primary("trusted", "true")]);
+        std::sync::Arc::make_mut(&mut facts.nodes).remove(&NodeName::from("n1"));
+        assert!(select(&facts).refusals.is_empty());
     }
 
     #[test]

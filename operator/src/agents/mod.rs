@@ -12,9 +12,11 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use icbd_planner::quota::{Taken, taken};
 use icbd_planner::{Agent, ImageKey, Inventory, NodeName, Pool, Refusal, SnapshotNumber, Transfer};
 use icbd_wire::control as pb;
 use icbd_wire::control::agent_client::AgentClient;
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -215,6 +217,36 @@ impl Agents {
             Some((node.clone(), images as u32))
         };
         state.links.keys().filter_map(count).collect()
+    }
+
+    /// What a namespace takes on each node.
+    pub(crate) fn taken(&self, namespace: &str, now: Timestamp) -> Taken {
+        let state = self.read();
+        let mut inventories: BTreeMap<ImageKey, BTreeMap<NodeName, Arc<Inventory>>> =
+            BTreeMap::new();
+        let first = ImageKey {
+            namespace: namespace.to_owned(),
+            image: String::new(),
+        };
+        for node in state.links.keys() {
+            let Some((_, link)) = state.link(node) else {
+                continue;
+            };
+            let images = link.inventories.range(&first..);
+            for (key, held) in images.take_while(|(key, _)| key.namespace == namespace) {
+                let of_image = inventories.entry(key.clone()).or_default();
+                of_image.insert(node.clone(), held.clone());
+            }
+        }
+        let transfers = state.transfers.in_namespace(namespace);
+        for key in transfers.keys() {
+            inventories.entry(key.clone()).or_default();
+        }
+        let none: &[Transfer] = &[];
+        let images = inventories
+            .iter()
+            .map(|(key, held)| (held, transfers.get(key).map_or(none, Vec::as_slice)));
+        taken(images, now)
     }
 
     /// The transfers of an image, under way and ended.

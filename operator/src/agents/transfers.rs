@@ -90,6 +90,15 @@ impl Transfers {
         of_image.filter_map(Ends::view).collect()
     }
 
+    /// All of a namespace's images, by image.
+    pub(super) fn in_namespace(&self, namespace: &str) -> BTreeMap<ImageKey, Vec<Transfer>> {
+        let mut found: BTreeMap<ImageKey, Vec<Transfer>> = BTreeMap::new();
+        for view in self.views().filter(|v| v.image.namespace == namespace) {
+            found.entry(view.image.clone()).or_default().push(view);
+        }
+        found
+    }
+
     /// All that are under way.
     pub(super) fn all_running(&self) -> Vec<Transfer> {
         self.views().filter(|view| view.end.is_none()).collect()

@@ -35,11 +35,12 @@ impl Seen {
 pub(super) fn fetch(sight: &Sight) -> Seen {
     let mut jobs = Vec::new();
     let mut objects = BTreeMap::new();
+    let mut namespaces = BTreeMap::new();
     for image in sight.caches.images.state() {
         if image.metadata.deletion_timestamp.is_some() {
             continue;
         }
-        let mut facts = sight.image(&image);
+        let mut facts = sight.image_among(&image, &mut namespaces);
         let snapshots = sight.wanted(&facts);
         for (object, wanted) in &snapshots {
             objects.insert(

@@ -170,6 +170,20 @@ fn an_image_that_cannot_serve_says_what_it_waits_for() {
 }
 
 #[test]
+fn a_target_that_does_not_allow_the_primary_makes_the_image_wait() {
+    let image = image("n1 1a | n2").with_targets([target("edge").allows_primary("trusted", "yes")]);
+    let status = with(&image, &Default::default(), &[], |facts| {
+        status(facts, true, at(1))
+    });
+    for type_ in [ConditionType::Ready, ConditionType::Reconciling] {
+        let said = condition(&status.conditions, type_).unwrap();
+        assert_eq!(said.reason, "PrimaryNotAllowed");
+        assert!(said.message.contains("allowedPrimaries"), "{said:?}");
+    }
+    assert_eq!(status.replicas, []);
+}
+
+#[test]
 fn the_same_sight_gives_the_same_status() {
     let text = "n1 1a 2b | n2 1a | n3 away";
     let first = planned(text);

@@ -135,6 +135,65 @@ fn limits_of_receiver_source_and_cluster_hold_together_with_what_runs() {
     );
 }
 
+/// With a quota of so many snapshots' bytes on each node.
+fn within(mut job: Job, snapshots: u64) -> Job {
+    let quota = (snapshots << 20).to_string();
+    job.facts.targets = vec![target("edge").max_concurrent(64).quota(&quota)];
+    job.facts = job.facts.counted();
+    job
+}
+
+#[test]
+fn a_quota_lets_come_what_fits_and_no_smaller_one_overtakes() {
+    let text = "n1 1a 2b 3c | n2 1a | n3 1a 2b";
+    assert_eq!(starts(&[within(job(text), 3)], WIDE), ["n2:2<1", "n3:3<2"]);
+    assert_eq!(starts(&[within(job(text), 2)], WIDE), ["n2:2<1"]);
+    let mut big = job(text);
+    let primary = std::sync::Arc::make_mut(big.facts.inventories.get_mut(&"n1".into()).unwrap());
+    let two = primary.snapshots.get_mut(&SnapshotNumber(2)).unwrap();
+    two.bytes = Some(9 << 20);
+    assert_eq!(starts(&[within(big, 3)], WIDE), ["n3:3<2"]);
+}
+
+#[test]
+fn what_one_plan_starts_counts_towards_the_quota_of_the_rest() {
+    let jobs: Vec<Job> = (0..5)
+        .map(|i| named(within(job("n1 1a | n2"), 2), &format!("i{i}")))
+        .collect();
+    assert_eq!(starts(&jobs, WIDE).len(), 2);
+    let elsewhere: Vec<Job> = jobs
+        .into_iter()
+        .enumerate()
+        .map(|(i, mut job)| {
+            job.facts.key.namespace = format!("ns{i}");
+            job
+        })
+        .collect();
+    assert_eq!(
+        starts(&elsewhere, WIDE).len(),
+        5,
+        "each namespace has its own"
+    );
+}
+
+#[test]
+fn a_begun_transfer_goes_on_within_a_quota_that_it_fills() {
+    assert_eq!(
+        starts(&[within(job("n1 1a | n2 ~1"), 1)], WIDE),
+        ["n2:1<full"]
+    );
+    assert!(starts(&[within(job("n1 1a | n2 ~1"), 0)], WIDE).is_empty());
+}
+
+#[test]
+fn under_a_quota_a_snapshot_waits_to_be_counted() {
+    let mut fresh = job("n1 1a | n2");
+    let primary = std::sync::Arc::make_mut(fresh.facts.inventories.get_mut(&"n1".into()).unwrap());
+    primary.snapshots.get_mut(&SnapshotNumber(1)).unwrap().bytes = None;
+    assert!(starts(&[within(fresh.clone(), 9)], WIDE).is_empty());
+    assert_eq!(starts(&[fresh], WIDE), ["n2:1<full"], "without one it goes");
+}
+
 #[test]
 fn the_largest_lag_goes_first() {
     let cluster = ClusterLimits {

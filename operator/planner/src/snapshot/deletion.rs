@@ -6,8 +6,9 @@ use icbd_crds::{DeletionPolicy, Reason, names};
 
 use super::{Action, Binding, Facts, binding};
 use crate::model::{ImageFacts, Inventory, NodeName, Refusal, SnapshotNumber};
+use crate::quota;
 use crate::replication::WantedSnapshot;
-use crate::selection::select;
+use crate::selection::{Limits, select};
 
 /// What is to be done for an object that is being deleted.
 pub(super) fn actions(facts: &Facts<'_>) -> Vec<Action> {
@@ -117,10 +118,11 @@ fn obstacle(
     None
 }
 
-/// A replica that lags, and shares nothing else with its source, needs this one as a parent.
+/// A replica that lags, and shares nothing else with its source, needs this one as a parent. Unless
+/// it lags for want of room within a quota: deleting is how room is made.
 fn only_link(facts: &Facts<'_>, image: &ImageFacts, number: SnapshotNumber) -> Option<Refusal> {
     let source = image.primary_inventory().ok()?;
-    let lags = |node: &NodeName| {
+    let lags = |(node, limits): &(NodeName, Limits)| {
         let Ok(Some(replica)) = image.observe(node) else {
             return false;
         };
@@ -128,11 +130,13 @@ fn only_link(facts: &Facts<'_>, image: &ImageFacts, number: SnapshotNumber) -> O
             wanted.number != number
                 && source.holds(wanted.number, &wanted.identity)
                 && !replica.snapshots.contains_key(&wanted.number)
+                && quota::fits(image, node, limits, wanted.number, 0)
+                    .map_or_else(|refusal| refusal.reason != Reason::QuotaExceeded, |()| true)
         };
         let shared = shared(source, replica);
         shared == BTreeSet::from([number]) && facts.wanted.iter().any(coming)
     };
-    let node = select(image).replicas.into_keys().find(lags)?;
+    let (node, _) = select(image).replicas.into_iter().find(lags)?;
     Some(Refusal::new(
         Reason::SnapshotBusy,
         format!(

@@ -97,7 +97,7 @@ pub fn status(facts: &Facts<'_>, now: Timestamp) -> SnapshotStatus {
 fn describe(status: &mut SnapshotStatus, number: SnapshotNumber, held: &Held) {
     status.number = Some(number.0);
     status.uuid = Some(held.identity.clone());
-    status.bytes = Some(held.bytes).filter(|bytes| *bytes > 0).or(status.bytes);
+    status.bytes = held.bytes.or(status.bytes);
     if let Some(record) = &held.record {
         status.origin = Some(record.origin);
         status.taken_at = Some(stamp(record.taken_at));

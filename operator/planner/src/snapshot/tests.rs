@@ -287,6 +287,45 @@ fn a_conflict_is_shown_with_both_contents_and_needs_a_person() {
 }
 
 #[test]
+fn a_quota_that_is_reached_is_told_with_both_figures_and_waited_for() {
+    let over = |quota: &str| {
+        let mut case = case("s2", "n1 1a 2b | n2 1a");
+        let limited = |image: ImageFacts| image.with_targets([target("edge").quota(quota)]);
+        case.image = case.image.map(|image| limited(image).counted());
+        case
+    };
+    let waiting = over("1536Ki");
+    let row = waiting.status().replicas.remove(0);
+    assert_eq!(
+        (row.state, row.reason.as_deref()),
+        (ReplicaState::Pending, Some("QuotaExceeded"))
+    );
+    let message = row.message.unwrap();
+    assert!(
+        message.contains("takes 1048576 on node n2") && message.contains("edge is 1572864"),
+        "{message}"
+    );
+    for type_ in [ConditionType::Replicated, ConditionType::Ready] {
+        assert_eq!(waiting.reason(type_), (false, "QuotaExceeded".into()));
+    }
+    assert_eq!(
+        waiting.reason(ConditionType::Reconciling),
+        (true, "QuotaExceeded".into())
+    );
+    assert_eq!(
+        over("2Mi").reason(ConditionType::Ready),
+        (false, "Queued".into())
+    );
+    // What is there already stays what it is.
+    let mut there = over("0");
+    there.name = "s1".into();
+    assert_eq!(
+        there.reason(ConditionType::Ready),
+        (true, "Replicated".into())
+    );
+}
+
+#[test]
 fn a_replica_away_keeps_its_row_and_counts_as_it_was_last_seen() {
     let away = case("s1", "n1 1a | n2 1a").then("n1 1a | n2 away");
     assert_eq!(away.status().replicas[0].state, ReplicaState::Complete);
@@ -490,6 +529,14 @@ fn a_lagging_replicas_only_link_to_its_source_is_kept_until_it_has_another() {
     );
     let caught_up = link.then("n1 1a 2b | n2 1a 2b");
     assert_eq!(deletes(&caught_up.actions()), ["n1:1", "n2:1"]);
+}
+
+#[test]
+fn a_replica_that_lags_for_want_of_room_keeps_nothing_from_making_room() {
+    let mut link = case("s1", "n1 1a 2b | n2 1a").being_deleted().wanting(&[2]);
+    let limited = |image: ImageFacts| image.with_targets([target("edge").quota("1Mi")]);
+    link.image = link.image.map(|image| limited(image).counted());
+    assert_eq!(deletes(&link.actions()), ["n1:1", "n2:1"]);
 }
 
 #[test]
