@@ -7,5 +7,7 @@ mod deletion;
 mod identity;
 mod operations_page;
 mod order;
+mod pod_security;
 mod ports;
+mod rights;
 mod transfers;
