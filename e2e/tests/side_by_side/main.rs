@@ -7,6 +7,8 @@ mod deletion;
 mod identity;
 mod operations_page;
 mod order;
+mod pod_security;
 mod ports;
+mod rights;
 mod tenancy;
 mod transfers;

@@ -1,7 +1,14 @@
-//! Anyone in the cluster can connect to the agents' ports: what is no protocol is turned away.
+//! Anyone in the cluster can connect to the agents' ports, unless NetworkPolicies are enforced, which
+//! the test cluster's network plug-in does not: what is no protocol is turned away.
 
-use icbd_e2e::{Cluster, Outcome, Scenario};
+use std::collections::BTreeSet;
+
+use icbd_crds::names::{CONTROL_PORT, DATA_PORT, HEALTH_PORT};
+use icbd_e2e::{Cluster, Component, Outcome, SYSTEM_NAMESPACE, Scenario};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::Api;
 use serde_json::json;
 
 /// Memory that belongs to the process alone, KiB.
@@ -71,4 +78,59 @@ async fn garbage_on_both_ports_of_an_agent_harms_nothing() -> Outcome {
         Ok(())
     })
     .await
+}
+
+/// The ports on which anything in a pod listens.
+async fn listening(cluster: &Cluster, pod: &Pod) -> Outcome<BTreeSet<u16>> {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    let process = cluster.process(pod).await?;
+    // 0A is a TCP socket that listens; its port is in hexadecimal.
+    let ask = format!(
+        "cat /proc/{process}/net/tcp* | awk '$4 == \"0A\" {{ sub(\".*:\", \"\", $2); print $2 }}'"
+    );
+    let ports = cluster.node(node.unwrap_or_default()).sh(&ask).await?;
+    Ok(ports
+        .lines()
+        .filter_map(|port| u16::from_str_radix(port, 16).ok())
+        .collect())
+}
+
+/// The ports that a component's NetworkPolicy has rules for.
+async fn with_a_rule(cluster: &Cluster, component: Component) -> Outcome<BTreeSet<u16>> {
+    let policies: Api<NetworkPolicy> = Api::namespaced(cluster.client.clone(), SYSTEM_NAMESPACE);
+    let policy = policies.get(component.name()).await?;
+    let rules = policy
+        .spec
+        .and_then(|spec| spec.ingress)
+        .unwrap_or_default();
+    Ok(rules
+        .into_iter()
+        .flat_map(|rule| rule.ports.unwrap_or_default())
+        .filter_map(|port| match port.port? {
+            IntOrString::Int(port) => u16::try_from(port).ok(),
+            IntOrString::String(_) => None,
+        })
+        .collect())
+}
+
+#[tokio::test]
+#[ignore = "needs the test cluster"]
+async fn programs_listen_on_the_ports_that_their_network_policies_name_and_on_no_other() -> Outcome
+{
+    let cluster = Cluster::connect().await?;
+    cluster.product_is_ready().await?;
+    let agents_ports = [CONTROL_PORT, DATA_PORT, HEALTH_PORT];
+    for (component, ports) in [
+        (Component::Operator, &agents_ports[2..]),
+        (Component::Agent, &agents_ports[..]),
+    ] {
+        let expected: BTreeSet<u16> = ports.iter().copied().collect();
+        let with_a_rule = with_a_rule(&cluster, component).await?;
+        assert_eq!(with_a_rule, expected, "rules for {}", component.name());
+        for pod in cluster.pods(component).await? {
+            let name = &pod.metadata.name;
+            assert_eq!(listening(&cluster, &pod).await?, expected, "{name:?}");
+        }
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use super::files::Files;
 use super::inspect::Inspection;
 use super::making::{Making, Object};
 use super::tree::{Node, Tree};
-use super::{Base, ReceiveError, Refusal};
+use super::{Base, ReceiveError, Receiver, Refusal};
 use crate::encoding::Encoding;
 use crate::stream::{Command, Encoded, Position, Timestamp, TreePath};
 use crate::subvolume::Subvolume;
@@ -30,6 +30,8 @@ pub(super) struct Applier<'a> {
     /// Identity of what is being received, by which it names itself as a clone source.
     uuid: Uuid,
     bases: &'a [Base<'a>],
+    /// Identity of what the partial was made as a snapshot of, if nothing was changed in it since.
+    parent: Option<Uuid>,
     announcements: Announcements,
     encoding: Encoding,
 }
@@ -44,18 +46,18 @@ pub(super) enum Announcements {
 }
 
 impl<'a> Applier<'a> {
+    /// For a stream of the content `uuid`. The partial is an untouched snapshot of `parent`, if any.
     pub(super) fn new(
         partial: &Subvolume,
-        uuid: Uuid,
-        bases: &'a [Base<'a>],
+        receiver: Receiver<'a>,
+        (uuid, parent): (Uuid, Option<Uuid>),
         announcements: Announcements,
-        encoding: Encoding,
     ) -> Result<Applier<'a>, Refusal> {
         let stat = rustix::fs::fstat(partial).map_err(Refusal::system("look at the subvolume"))?;
         let since = partial.info()?.otransid;
         Ok(Applier {
             tree: Tree::new(partial.try_clone()?),
-            files: Files::new(since),
+            files: Files::new(since, parent.is_some()),
             making: None,
             decoder: Decoder::default(),
             inspection: Inspection::default(),
@@ -70,9 +72,10 @@ impl<'a> Applier<'a> {
                 },
             },
             uuid,
-            bases,
+            bases: receiver.bases,
+            parent,
             announcements,
-            encoding,
+            encoding: receiver.encoding,
         })
     }
 
@@ -317,8 +320,8 @@ impl<'a> Applier<'a> {
             Some(base) => base.subvolume.as_fd(),
             None => return Err(Refusal::NoCloneSource(source)),
         };
+        let of_parent = self.parent.is_some() && self.parent == base.map(|base| base.identity);
         let source = Node::open(root, source_path)?;
-        let data = source.open_data(OFlags::RDONLY | OFlags::NOATIME)?;
         let end = source_offset + length;
         if end > source.size {
             return Err(Refusal::CloneBeyondEnd {
@@ -326,7 +329,14 @@ impl<'a> Applier<'a> {
                 end,
             });
         }
-        let file = self.files.open(self.tree.node(path)?, path)?;
+        let node = self.tree.node(path)?;
+        let same_file = of_parent && source.ino == node.ino;
+        let file = self.files.open(node, path)?;
+        // Kernels say of what lies beside a change that it is as before. Sharing it anew costs as much as changing it.
+        if same_file && source_offset == offset && file.is_as_parent(offset) {
+            return Ok(());
+        }
+        let data = source.open_data(OFlags::RDONLY | OFlags::NOATIME)?;
         file.clone_range(&data, source_offset, length, offset)
     }
 }

@@ -53,14 +53,9 @@ impl<'a> Applying<'a> {
         };
         let content = checkpoint.content.clone();
         let announcements = Announcements::Kept;
-        let applier = Applier::new(
-            &partial.subvolume,
-            content.uuid,
-            receiver.bases,
-            announcements,
-            receiver.encoding,
-        )
-        .map_err(ReceiveError::settle)?;
+        let stream = (content.uuid, None);
+        let applier = Applier::new(&partial.subvolume, receiver, stream, announcements)
+            .map_err(ReceiveError::settle)?;
         Ok(Self {
             receiver,
             announcements,
@@ -120,7 +115,7 @@ impl<'a> Applying<'a> {
             dir,
             partial,
             bases,
-            encoding,
+            ..
         } = self.receiver;
         let subvolume = match parent {
             None => subvolume::create(dir, partial)?,
@@ -141,10 +136,9 @@ impl<'a> Applying<'a> {
         Ok(Begun {
             applier: Applier::new(
                 &partial.subvolume,
-                uuid,
-                bases,
+                self.receiver,
+                (uuid, parent),
                 self.announcements,
-                encoding,
             )?,
             partial,
             content: Content {

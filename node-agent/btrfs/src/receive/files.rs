@@ -36,6 +36,8 @@ const WRITE_BACK_PIECE: u64 = 64 << 10;
 pub(super) struct Files {
     /// Transaction in which the subvolume was made: all that is written here is no older.
     since: u64,
+    /// Whether those that are not among them are as the parent has them.
+    as_parent: bool,
     /// By inode, not by path: a path may come to mean another file. The oldest is first.
     held: Vec<File>,
     /// Whether there were more than could be held.
@@ -56,14 +58,18 @@ pub(super) struct File {
     /// What was written in a row, and is not yet on its way to the disk.
     written: Range<u64>,
     since: u64,
+    /// From here on it is as the parent has it.
+    as_parent_from: u64,
     kept: Kept,
 }
 
 impl Files {
-    /// None yet, of a subvolume that was made in the transaction `since`.
-    pub(super) fn new(since: u64) -> Self {
+    /// None yet, of a subvolume that was made in the transaction `since`: `as_parent` if nothing was changed in it
+    /// since.
+    pub(super) fn new(since: u64, as_parent: bool) -> Self {
         Self {
             since,
+            as_parent,
             ..Self::default()
         }
     }
@@ -77,6 +83,7 @@ impl Files {
                 if self.held.len() == MAX_HELD {
                     let file = self.held.remove(0);
                     self.spilled = true;
+                    self.as_parent = false;
                     if !file.kept.is_empty() {
                         self.kept.insert(file.ino, file.kept);
                     }
@@ -88,6 +95,7 @@ impl Files {
                     path,
                     written: 0..0,
                     since: self.since,
+                    as_parent_from: if self.as_parent { 0 } else { u64::MAX },
                     kept: self.kept.remove(&node.ino).unwrap_or_default(),
                 });
                 self.held.len() - 1
@@ -119,7 +127,7 @@ impl Files {
                 Err(errno) => return Err(NotDurable::sync(b"")(errno)),
             }
         }
-        *self = Self::new(self.since);
+        *self = Self::new(self.since, false);
         Ok(())
     }
 
@@ -178,12 +186,18 @@ impl File {
 
     /// What was kept in a range has to be looked up before something else stands there.
     fn about_to_change(&mut self, range: Range<u64>) -> Result<(), Refusal> {
+        self.as_parent_from = self.as_parent_from.max(range.end);
         if self.kept.is_in(&range) {
             rustix::fs::fsync(&self.fd).map_err(NotDurable::sync(&self.path))?;
             self.check_kept()?;
             self.kept = Kept::default();
         }
         Ok(())
+    }
+
+    /// Whether from `offset` on it is what the file of the same number in the parent is.
+    pub(super) fn is_as_parent(&self, offset: u64) -> bool {
+        self.as_parent_from <= offset
     }
 
     fn stat(&self) -> Result<Stat, Refusal> {
@@ -234,6 +248,7 @@ impl File {
     }
 
     pub(super) fn truncate(&mut self, size: u64) -> Result<(), Refusal> {
+        self.as_parent_from = u64::MAX;
         if !self.kept.is_empty() {
             let now = self.stat()?.st_size.cast_unsigned();
             if now != size {
