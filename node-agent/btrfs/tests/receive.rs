@@ -724,3 +724,93 @@ fn what_is_made_and_renamed_at_once_is_as_if_it_had_been_made_and_then_renamed()
     }
     assert!(accepted > 50 && refused > 100, "{accepted}, {refused}");
 }
+
+/// What a stream clones from where the parent has it is so afterwards, whatever came before.
+#[test]
+#[ignore = "needs root and btrfs"]
+fn what_is_cloned_from_its_own_place_in_the_parent_is_as_it_was() {
+    const LENGTH: usize = 256 << 10;
+    let pair = Pair::new();
+    let original = noise(LENGTH, 1);
+    fs::write(pair.live().join("file"), &original).unwrap();
+    fs::write(pair.live().join("other"), noise(LENGTH, 2)).unwrap();
+    let parent = pair.take("1");
+    let path = |name: &'static str| TreePath::new(name.as_bytes()).unwrap();
+    let file = path("file");
+    let write = |offset| Command::Write {
+        path: file,
+        offset,
+        data: &[7; 8192],
+    };
+    let punch = Command::Fallocate {
+        path: file,
+        mode: 3,
+        offset: 0,
+        length: 65536,
+    };
+    let clone = |source_path, source_offset| Command::Clone {
+        path: file,
+        offset: 0,
+        length: 128 << 10,
+        source: identity(&parent),
+        source_ctransid: 1,
+        source_path,
+        source_offset,
+    };
+    let truncate = |size| Command::Truncate { path: file, size };
+    let replace = [
+        Command::Unlink { path: file },
+        Command::Rename {
+            path: path("other"),
+            to: file,
+        },
+    ];
+    let befores: [&[Command<'_>]; 8] = [
+        &[],
+        &[write(200 << 10)],
+        &[write(0)],
+        &[write(120 << 10)],
+        &[punch],
+        &[clone(path("other"), 4096)],
+        &[truncate(10_000), truncate(LENGTH as u64)],
+        &replace,
+    ];
+    for before in befores {
+        // More files than are held are between what changed it and the clone.
+        for others in [0, 100] {
+            let mut encoder = Encoder::new(Version::V2);
+            encoder.command(&Command::Snapshot {
+                name: path("2"),
+                uuid: Uuid::from_u128(2),
+                ctransid: 2,
+                clone_uuid: identity(&parent),
+                clone_ctransid: 1,
+            });
+            for command in before {
+                encoder.command(command);
+            }
+            for number in 0..others {
+                let name = format!("file-{number}");
+                let path = TreePath::new(name.as_bytes()).unwrap();
+                encoder.command(&Command::Mkfile { path, ino: 1000 });
+                let (offset, data) = (0, &b"other"[..]);
+                encoder.command(&Command::Write { path, offset, data });
+            }
+            encoder.command(&clone(file, 0));
+            let stream = encoder.end();
+            let dir = pair.source.dir();
+            let bases = [Base {
+                identity: identity(&parent),
+                subvolume: &parent,
+            }];
+            Receiver::new(dir.as_fd(), PARTIAL.as_bytes(), &bases)
+                .run(&stream[..], |_| ControlFlow::Continue(()))
+                .unwrap()
+                .finish(b"2")
+                .unwrap();
+            let content = fs::read(pair.source.path().join("2/file")).unwrap();
+            assert!(content[..128 << 10] == original[..128 << 10], "{before:?}");
+            remove(&pair.source, "2");
+        }
+    }
+}
