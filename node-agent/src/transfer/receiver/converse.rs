@@ -25,8 +25,8 @@ const AHEAD: usize = 4;
 /// Buffers that are kept to be used again, at most.
 const SPARE: usize = 16;
 
-/// How often the source hears how far its bytes have got.
-const ACKNOWLEDGE: Duration = Duration::from_millis(250);
+/// How often the source hears how far its bytes have got: at first, for it has to choose a codec, and later.
+const ACKNOWLEDGE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
 
 /// What came first.
 enum Early {
@@ -177,11 +177,11 @@ impl Reception {
 
     /// Tells the source how far its bytes have got, for as long as the transfer lasts.
     async fn speak(&self, to: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
-        let mut tick = tokio::time::interval(ACKNOWLEDGE);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut pause = ACKNOWLEDGE.0;
         let mut last = (Instant::now(), 0);
         loop {
-            tick.tick().await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ACKNOWLEDGE.1);
             let now = (Instant::now(), self.starved.load(Ordering::Relaxed));
             let time = (now.0 - last.0).as_nanos().max(1);
             let starved = u128::from(now.1 - last.1) * 100 / time;

@@ -37,6 +37,10 @@ const VERY_SLOW: f64 = 60e6;
 /// The share of the time, in per cent, for which a receiver starves whose line is slow.
 const STARVES: u32 = 10;
 
+/// One that starves for this share of the time, while nothing seems to wait, has not got yet what sockets have
+/// swallowed, which is at most so many bytes.
+const SWALLOWED: (u32, u64) = (50, 24 << 20);
+
 /// Data that gets smaller by less than this goes as fast uncompressed, to a tenth, whatever the line.
 const SHRINKS: f64 = 1.1;
 
@@ -69,6 +73,8 @@ pub(super) struct Auto {
     is_slow: bool,
     /// Blocks that were asked about.
     asked: u32,
+    /// Bytes on the wire.
+    wire: u64,
     /// Blocks that find room before the connection.
     ahead: u32,
 }
@@ -108,6 +114,7 @@ impl Auto {
             better: (0, 0),
             is_slow: false,
             asked: 0,
+            wire: 0,
             ahead,
         }
     }
@@ -132,6 +139,7 @@ impl Auto {
         if let Some(choice) = self.choices.get_mut(of) {
             choice.count(passed);
         }
+        self.wire += passed.wire;
         if of != self.current && self.current != 0 {
             return;
         }
@@ -145,6 +153,15 @@ impl Auto {
 
     /// Looks at how the last blocks went.
     fn look(&mut self, look: &Look, now: Instant) {
+        let starves = look.starved.is_none_or(|percent| percent >= SWALLOWED.0);
+        if self.line.is_none()
+            && self.current != 0
+            && !look.waits
+            && starves
+            && self.wire < SWALLOWED.1
+        {
+            return;
+        }
         let may_be_slow = |starved| match starved {
             Some(percent) => percent >= STARVES,
             None => look.wire < GIGABIT,

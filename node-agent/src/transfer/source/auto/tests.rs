@@ -89,7 +89,7 @@ impl World {
         let mut news: VecDeque<(f64, Passed)> = VecDeque::new();
         // What the receiver says, and when: how much it starved since it spoke last.
         let mut told: VecDeque<(f64, u32)> = VecDeque::new();
-        let (mut starved, mut spoke, mut heard) = (0.0, 0.0, None);
+        let (mut starved, mut spoke, mut heard, mut pause) = (0.0, 0.0, None, 0.05);
         let (mut written, mut through) = (0.0, vec![]);
         let mut counts = [0; 3];
         let at = |times: &Vec<f64>, index: Option<usize>| index.map_or(0.0, |index| times[index]);
@@ -139,7 +139,8 @@ impl World {
             }
             let took = 1.0 / self.receiver + self.shared * self.effort(codec, block);
             received.push(take + took * noise());
-            if received[block] - spoke >= 0.25 {
+            if received[block] - spoke >= pause {
+                pause = f64::min(pause * 2.0, 0.25);
                 let percent = 100.0 * starved / (received[block] - spoke);
                 told.push_back((received[block], percent as u32));
                 (starved, spoke) = (0.0, received[block]);
