@@ -27,8 +27,8 @@ use crate::identity::throwaway;
 use crate::image::ImageId;
 use crate::net::{self, Network, Stream};
 use crate::transfer::{
-    Bucket, CodecChoice, Home, Measuring, ModeChoice, Pace, Sender, Ticket, codec_name, read_hello,
-    receive,
+    Bucket, CodecChoice, Home, Line, Measuring, ModeChoice, Pace, Sender, Ticket, codec_name,
+    read_hello, receive,
 };
 use folder::Folder;
 use progress::Meter;
@@ -176,6 +176,11 @@ async fn transfer(options: &Options, pair: Pair, meter: &Meter) -> Result<Report
             codec: options.codec,
             bucket: &bucket,
             stall: PACE.stall,
+            // Nothing is slow between two ends of one process, but what is told to be.
+            line: match bucket {
+                None => Line::Fast,
+                Some(_) => Line::Unknown,
+            },
         };
         let Some(welcome) = sender.greet(&mut stream, &hello).await? else {
             return Ok(());

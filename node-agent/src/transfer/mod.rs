@@ -35,7 +35,7 @@ use listen::Awaited;
 pub(crate) use receiver::home::Home;
 pub(crate) use receiver::receive;
 use source::Gatherings;
-pub(crate) use source::{Measuring, ModeChoice, Opened, Sender};
+pub(crate) use source::{Line, Measuring, ModeChoice, Opened, Sender};
 pub(crate) use ticket::Ticket;
 pub(crate) use ticket::now;
 

@@ -12,7 +12,7 @@ use icbd_wire::data::{BlockHash, Codec, CodecSet, Compressor, Data, Mode};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::auto::{Auto, Passed};
+use super::auto::{Auto, Line, Passed};
 use crate::error::{Error, Result};
 use crate::transfer::pipeline;
 
@@ -158,8 +158,8 @@ impl Pass {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Agreed {
     Always(Codec),
-    /// In whichever of these gets most through.
-    Best(CodecSet),
+    /// In whichever of these gets most through, on such a line.
+    Best(CodecSet, Line),
 }
 
 impl Agreed {
@@ -167,7 +167,7 @@ impl Agreed {
     fn chooser(self) -> Auto {
         match self {
             Self::Always(codec) => Auto::always(codec),
-            Self::Best(codecs) => Auto::new(codecs, AHEAD),
+            Self::Best(codecs, line) => Auto::new(codecs, line, AHEAD),
         }
     }
 }

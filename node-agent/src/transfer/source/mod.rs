@@ -22,7 +22,7 @@ use icbd_wire::data::{Answer, Codec, FailureCode, Hello, Mode, VersionRange, Wel
 use tokio::io::{AsyncRead, AsyncWrite};
 use uuid::Uuid;
 
-pub(crate) use self::auto::AUTO;
+pub(crate) use self::auto::{AUTO, Line};
 use self::converse::Connection;
 pub(crate) use self::feed::Opened;
 use self::feed::{Agreed, Feed, Subscription};
@@ -152,6 +152,7 @@ impl Transfers {
             codec: order.codec,
             bucket: &order.bucket,
             stall: self.0.pace.stall,
+            line: Line::Unknown,
         };
         let mut stream = stream?;
         let welcome = sender.greet(&mut stream, &hello).await;
@@ -197,6 +198,7 @@ pub(crate) struct Sender<'a> {
     pub(crate) codec: CodecChoice,
     pub(crate) bucket: &'a Option<Arc<Bucket>>,
     pub(crate) stall: Duration,
+    pub(crate) line: Line,
 }
 
 impl Sender<'_> {
@@ -247,7 +249,7 @@ impl Sender<'_> {
 
     fn agreed(&self, welcome: &Welcome) -> Agreed {
         match self.codec {
-            CodecChoice::Auto => Agreed::Best(welcome.codecs),
+            CodecChoice::Auto => Agreed::Best(welcome.codecs, self.line),
             CodecChoice::Always(codec) if welcome.codecs.contains(codec) => Agreed::Always(codec),
             CodecChoice::Always(_) => Agreed::Always(Codec::None),
         }

@@ -21,8 +21,16 @@ use self::look::{Look, Window};
 pub(crate) const AUTO: [Codec; 3] = [Codec::None, Codec::Lz4, Codec::Zstd];
 
 /// Where a transfer begins, until it is known what the line is like. On a slow line seconds would be lost
-/// without it; on a fast one it costs milliseconds.
+/// without it; on a fast one it costs some hundredths of a second.
 const FIRST: usize = 1;
+
+/// What is known of a line before anything went over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Line {
+    Unknown,
+    /// It is not what is slow, as far as anybody can tell.
+    Fast,
+}
 
 /// Up to this rate on the line, in bytes a second, lz4 takes so little of a processor that it may be slow.
 /// Beyond a gigabit it has to be certain that the receiver starves.
@@ -88,11 +96,15 @@ struct Choice {
 
 impl Auto {
     /// Chooses from those that the receiver takes, where `ahead` blocks find room before the connection.
-    pub(super) fn new(agreed: CodecSet, ahead: usize) -> Self {
+    pub(super) fn new(agreed: CodecSet, line: Line, ahead: usize) -> Self {
         let agreed = AUTO
             .into_iter()
             .filter(|codec| *codec == Codec::None || agreed.contains(*codec));
-        Self::of(agreed, ahead)
+        let mut auto = Self::of(agreed, ahead);
+        if line == Line::Fast {
+            auto.current = 0;
+        }
+        auto
     }
 
     /// Always the same.

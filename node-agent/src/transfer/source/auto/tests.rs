@@ -158,7 +158,7 @@ impl World {
     }
 
     fn auto(&self, seed: u64) -> (f64, [usize; 3]) {
-        self.run(Auto::new(CodecSet::ALL, AHEAD), seed)
+        self.run(Auto::new(CodecSet::ALL, Line::Unknown, AHEAD), seed)
     }
 
     fn fixed(&self, codec: Codec, seed: u64) -> f64 {
@@ -319,7 +319,10 @@ fn on_a_slow_line_the_codec_that_leaves_least_is_found() {
 
 #[test]
 fn a_line_that_becomes_slow_is_followed() {
-    let (mut auto, mut now) = (Auto::new(CodecSet::ALL, AHEAD), Instant::now());
+    let (mut auto, mut now) = (
+        Auto::new(CodecSet::ALL, Line::Unknown, AHEAD),
+        Instant::now(),
+    );
     let mut pass = |auto: &mut Auto, line: f64| {
         let codec = auto.codec();
         let wire = WORLD.wire(codec, 0);
@@ -346,5 +349,28 @@ fn a_line_that_becomes_slow_is_followed() {
 
 #[test]
 fn a_receiver_that_takes_no_codec_gets_none() {
-    assert_eq!(Auto::new(CodecSet::of([]), AHEAD).codec(), Codec::None);
+    assert_eq!(
+        Auto::new(CodecSet::of([]), Line::Unknown, AHEAD).codec(),
+        Codec::None
+    );
+}
+
+#[test]
+fn on_a_line_that_is_known_to_be_fast_nothing_is_compressed_from_the_first_block_on() {
+    let world = World {
+        blocks: 64,
+        line: 5000.0,
+        ..WORLD
+    };
+    let auto = Auto::new(CodecSet::ALL, Line::Fast, AHEAD);
+    let (_, [none, ..]) = world.run(auto, 1);
+    assert_eq!(none, world.blocks);
+    // What turns out to be slow after all is found out.
+    let world = World {
+        line: 10.0,
+        ..WORLD
+    };
+    let auto = Auto::new(CodecSet::ALL, Line::Fast, AHEAD);
+    let (_, [none, ..]) = world.run(auto, 1);
+    assert!(none < world.blocks / 10, "{none}");
 }
