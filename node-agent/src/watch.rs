@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use icbd_wire::control::agent_event::Event;
 use icbd_wire::control::{
     AgentEvent, DescribeResponse, ImageInventory, PoolState, PoolStatus, Role, Synced, Transfer,
+    Trusted,
 };
 use tokio::sync::watch;
 
@@ -37,6 +38,7 @@ struct Known {
     version: u64,
     described: DescribeResponse,
     pool: Versioned<PoolStatus>,
+    trusted: Versioned<Trusted>,
     /// `None`: gone.
     images: BTreeMap<ImageId, Versioned<Option<ImageInventory>>>,
     transfers: BTreeMap<(String, Role), Versioned<Transfer>>,
@@ -52,6 +54,10 @@ impl Facts {
             pool: Versioned {
                 version: 1,
                 value: pool,
+            },
+            trusted: Versioned {
+                version: 1,
+                value: Trusted::default(),
             },
             images: BTreeMap::new(),
             transfers: BTreeMap::new(),
@@ -93,6 +99,18 @@ impl Facts {
                     version,
                     value: status,
                 };
+            }
+            changed
+        });
+    }
+
+    /// Sets which authorities are believed.
+    pub(crate) fn set_trusted(&self, fingerprints: Vec<String>) {
+        self.change(|known, version| {
+            let value = Trusted { fingerprints };
+            let changed = known.trusted.value != value;
+            if changed {
+                known.trusted = Versioned { version, value };
             }
             changed
         });
@@ -217,7 +235,10 @@ impl Known {
 
     /// All there is.
     fn everything(&self) -> Vec<Event> {
-        let mut events = vec![Event::Described(self.described())];
+        let mut events = vec![
+            Event::Described(self.described()),
+            Event::Trusted(self.trusted.value.clone()),
+        ];
         events.extend(
             self.images_since(0)
                 .filter(|event| matches!(event, Event::Image(_))),
@@ -236,7 +257,9 @@ impl Known {
             PoolState::Ready => (None, pool),
             _ => (pool, None),
         };
+        let trusted = (self.trusted.version > seen).then(|| self.trusted.value.clone());
         let changes = self.images_since(seen).chain(self.transfers_since(seen));
+        let changes = changes.chain(trusted.map(Event::Trusted));
         before.into_iter().chain(changes).chain(after).collect()
     }
 
@@ -324,6 +347,7 @@ mod tests {
             Event::ImageGone(_) => "gone",
             Event::Transfer(_) => "transfer",
             Event::Synced(_) => "synced",
+            Event::Trusted(_) => "trusted",
         };
         events.into_iter().map(name).collect()
     }
@@ -338,7 +362,7 @@ mod tests {
         let mut watcher = facts.watch();
         assert_eq!(
             names(watcher.next().await),
-            ["described", "image", "synced"]
+            ["described", "trusted", "image", "synced"]
         );
         facts.set_image(&id("a"), Some(ImageInventory::default()));
         facts.set_transfer(Transfer::default());
@@ -347,6 +371,14 @@ mod tests {
             ["transfer"],
             "equal facts are no news"
         );
+        for _ in 0..2 {
+            facts.set_trusted(vec!["a".into()]);
+        }
+        facts.set_transfer(Transfer {
+            number: 1,
+            ..Transfer::default()
+        });
+        assert_eq!(names(watcher.next().await), ["transfer", "trusted"]);
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
-use super::{HANDSHAKE, PARTING};
+use crate::{HANDSHAKE, PARTING};
 
 /// How much is asked of the socket at once.
 const RECEIVE: usize = 64 << 10;
@@ -54,7 +54,7 @@ impl Session {
 }
 
 /// One end of a TLS connection. Bytes that were written are sent for certain only after a flush.
-pub(super) struct TlsStream {
+pub struct TlsStream {
     tcp: TcpStream,
     session: Session,
     /// As received, not decrypted yet.
@@ -101,7 +101,7 @@ enum Step {
 
 impl TlsStream {
     /// Connects to the server of this name.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         tcp: TcpStream,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
@@ -111,7 +111,7 @@ impl TlsStream {
     }
 
     /// Takes a client's connection.
-    pub(super) async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> io::Result<Self> {
+    pub(crate) async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> io::Result<Self> {
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
         Self::over(tcp, Session::Server(session)).handshake().await
     }
@@ -133,7 +133,7 @@ impl TlsStream {
     }
 
     /// What the handshake has agreed on, and the peer's certificates.
-    pub(super) fn state(&self) -> &CommonState {
+    pub(crate) fn state(&self) -> &CommonState {
         self.session.state()
     }
 
