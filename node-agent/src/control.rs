@@ -5,8 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
+use icbd_net::{Identity, Name, Refusal, Role, TlsStream, grpc, tls};
 use icbd_wire::control::agent_server::Agent;
 use icbd_wire::control::*;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -27,6 +29,21 @@ pub(crate) struct Control {
     /// Makes the supervisor look at the pool at once.
     pub(crate) look: Arc<Notify>,
     pub(crate) closing: CancellationToken,
+}
+
+/// Lets the operator in, and nobody else.
+pub(crate) async fn greet(
+    stream: TcpStream,
+    identity: Identity,
+) -> Result<(TlsStream, Option<Name>), Refusal> {
+    let (stream, name) = tls::accept(stream, &identity.current(), grpc::PROTOCOL).await?;
+    match name.role() {
+        Role::Operator => Ok((stream, Some(name))),
+        Role::Agent(_) => {
+            let why = format!("{name} is not the operator");
+            Err(Refusal::new("NotTheOperator", why))
+        }
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;

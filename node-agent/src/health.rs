@@ -1,40 +1,55 @@
 //! The port for probes and Prometheus: alive, ready (and if not, why not), metrics.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use icbd_net::Refused;
+use icbd_net::door::{Door, Limits, Share};
 use icbd_wire::control::PoolState;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
+use crate::identity::Standing;
 use crate::metrics::Metrics;
 use crate::pool::reason_for;
 use crate::watch::Facts;
 
+/// Anybody may ask; a connection that is kept is made anew now and then.
+const LIMITS: Limits = Limits {
+    greeting: Share { all: 64, each: 32 },
+    connected: Share { all: 128, each: 32 },
+    within: Duration::from_secs(1),
+    lasting: Some(Duration::from_secs(30)),
+};
+
 #[derive(Clone)]
-struct Health {
-    facts: Facts,
-    metrics: Arc<Metrics>,
+pub(crate) struct Health {
+    pub(crate) facts: Facts,
+    pub(crate) standing: Standing,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// Serves the health port until `closing`.
 pub(crate) async fn serve(
     listener: TcpListener,
-    facts: Facts,
-    metrics: Arc<Metrics>,
+    health: Health,
+    refused: Arc<Refused>,
     closing: CancellationToken,
 ) -> Result<()> {
+    let door = Door::new(listener, "health", LIMITS, refused);
+    let guests = door.guests(closing.clone(), |stream| async { Ok((stream, None)) });
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
-        .with_state(Health { facts, metrics });
-    axum::serve(listener, router)
+        .with_state(health);
+    axum::serve(guests, router)
         .with_graceful_shutdown(closing.cancelled_owned())
         .await
         .map_err(Error::io("serve the health port"))
@@ -42,6 +57,9 @@ pub(crate) async fn serve(
 
 async fn ready(State(health): State<Health>) -> Response {
     let pool = health.facts.pool();
+    if let Some(why) = health.standing.missing(SystemTime::now()) {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response();
+    }
     match pool.state() {
         PoolState::Ready => "ok\n".into_response(),
         state => {

@@ -1,6 +1,7 @@
 //! What Prometheus is told. Labels are few and bounded: nothing in them comes from outside.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use icbd_wire::control::{PoolState, PoolStatus};
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -23,6 +24,7 @@ struct Outcome {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Refusal {
+    port: &'static str,
     reason: &'static str,
 }
 
@@ -33,6 +35,7 @@ pub(crate) struct Metrics {
     transfer_duration: Family<Outcome, Histogram>,
     transfers_running: Family<Role, Gauge>,
     refused_connections: Family<Refusal, Counter>,
+    certificate_expiry: Gauge,
     pool_capacity: Gauge,
     pool_free: Gauge,
     pool_ready: Gauge,
@@ -49,6 +52,7 @@ impl Metrics {
             transfer_duration: Family::new_with_constructor(duration),
             transfers_running: Family::default(),
             refused_connections: Family::default(),
+            certificate_expiry: Gauge::default(),
             pool_capacity: Gauge::default(),
             pool_free: Gauge::default(),
             pool_ready: Gauge::default(),
@@ -59,6 +63,7 @@ impl Metrics {
             transfer_duration,
             transfers_running,
             refused_connections,
+            certificate_expiry,
             pool_capacity,
             pool_free,
             pool_ready,
@@ -82,8 +87,13 @@ impl Metrics {
         );
         registry.register(
             "refused_connections",
-            "Connections to the data port that were refused",
+            "Connections that were refused, by port and reason",
             refused_connections.clone(),
+        );
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When this agent's certificate expires, in seconds since the Unix epoch; 0: it has none",
+            certificate_expiry.clone(),
         );
         registry.register(
             "pool_capacity_bytes",
@@ -111,9 +121,16 @@ impl Metrics {
             .set((status.state() == PoolState::Ready).into());
     }
 
-    pub(crate) fn refused(&self, reason: &'static str) {
+    pub(crate) fn set_certificate_expiry(&self, at: SystemTime) {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH);
+        let seconds = since.unwrap_or_default().as_secs();
+        self.certificate_expiry
+            .set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn refused(&self, port: &'static str, reason: &'static str) {
         self.refused_connections
-            .get_or_create(&Refusal { reason })
+            .get_or_create(&Refusal { port, reason })
             .inc();
     }
 

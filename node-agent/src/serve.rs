@@ -5,24 +5,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use icbd_wire::control::DescribeResponse;
+use icbd_net::Refused;
+use icbd_net::door::{Door, Limits, Share};
 use icbd_wire::control::agent_server::AgentServer;
+use icbd_wire::control::{DescribeResponse, Reason};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::control::Control;
+use crate::control::{self, Control};
 use crate::error::{Error, Result};
-use crate::identity::Identity;
+use crate::health::{self, Health};
+use crate::identity::{self, Directory, Enrolment, Origin, Standing};
 use crate::image::{ImageId, Images};
 use crate::metrics::Metrics;
-use crate::net::Network;
+use crate::net::{self, Network};
 use crate::pool::{self, Pool};
 use crate::supervise::Supervisor;
 use crate::transfer::{ModeChoice, Pace, Transfers};
 use crate::watch::Facts;
-use crate::{health, net};
 
 /// How long calls and transfers get to end when the agent does: what has arrived is kept first, and
 /// Kubernetes waits for 30 s.
@@ -58,16 +60,63 @@ pub(crate) struct Options {
     /// Who reads the data of snapshots that this agent sends: itself, or the kernel.
     #[arg(long, env = "ICBD_SEND_MODE", value_enum, default_value_t = ModeChoice::Extents)]
     send_mode: ModeChoice,
-    /// Where this agent's certificate is (tls.crt, tls.key, ca.crt, read again when they change).
-    /// Agents then exchange data over mutual TLS only; without it, in the clear with anybody.
-    #[arg(long, env = "ICBD_IDENTITY_DIR", value_name = "DIR")]
-    identity_dir: Option<PathBuf>,
+    #[command(flatten)]
+    origin: OriginOptions,
 }
+
+/// Where this agent's certificate comes from. Nobody is spoken with, but over mutual TLS.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+struct OriginOptions {
+    /// Where the certificate is, if somebody else keeps it: tls.crt, tls.key and ca.crt, which are
+    /// read again when they change.
+    #[arg(long, env = "ICBD_IDENTITY_DIR", value_name = "DIR", conflicts_with = "enrol_at")]
+    identity_dir: Option<PathBuf>,
+    /// Whom to ask for a certificate: the operator.
+    #[arg(long, env = "ICBD_ENROL_AT", value_name = "HOST:PORT", requires_all = ["trust_dir", "token_file", "trust_domain"])]
+    enrol_at: Option<String>,
+    /// Where ca.crt is, the certificates of the authorities that are believed; it is read again
+    /// when it changes.
+    #[arg(long, env = "ICBD_TRUST_DIR", value_name = "DIR", requires = "enrol_at")]
+    trust_dir: Option<PathBuf>,
+    /// The ServiceAccount token that says which pod this is.
+    #[arg(long, env = "ICBD_TOKEN_FILE", value_name = "FILE", requires = "enrol_at")]
+    token_file: Option<PathBuf>,
+    /// The installation that operator and agents are of, as certificates name it.
+    #[arg(long, env = "ICBD_TRUST_DOMAIN", requires = "enrol_at")]
+    trust_domain: Option<String>,
+}
+
+impl OriginOptions {
+    fn origin(&self, node: &str) -> Option<Origin> {
+        let node = node.to_owned();
+        if let Some(dir) = self.identity_dir.clone() {
+            return Some(Origin::Directory(Directory { dir, node }));
+        }
+        Some(Origin::Enrolment(Enrolment {
+            at: self.enrol_at.clone()?,
+            trust_dir: self.trust_dir.clone()?,
+            token_file: self.token_file.clone()?,
+            trust_domain: self.trust_domain.clone()?,
+            node,
+        }))
+    }
+}
+
+/// Who may be connected to the control port: operators, one of which leads.
+const CONTROL: Limits = Limits {
+    greeting: Share { all: 64, each: 16 },
+    connected: Share { all: 32, each: 8 },
+    within: Duration::from_secs(15),
+    lasting: None,
+};
 
 /// Serves until the process is asked to end.
 pub(crate) async fn serve(options: Options) -> Result<()> {
-    let load = |dir: &PathBuf| Identity::load(dir, &options.node_name);
-    let identity = options.identity_dir.as_ref().map(load).transpose()?;
+    let origin = options.origin.origin(&options.node_name).ok_or_else(|| {
+        let message = "say where the certificate comes from: --identity-dir or --enrol-at";
+        Error::refused(Reason::InvalidArgument, message)
+    })?;
     let control = net::listen(options.control_listen).await?;
     let data = net::listen(options.data_listen).await?;
     let health = net::listen(options.health_listen).await?;
@@ -93,6 +142,37 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
         data_port: data_port.into(),
         pool: None,
     });
+    let counted = Arc::clone(&metrics);
+    let refused = Arc::new(Refused::new(move |port, reason| counted.refused(port, reason)));
+    let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let standing = Standing::new();
+    let state = Health {
+        facts: facts.clone(),
+        standing: standing.clone(),
+        metrics: Arc::clone(&metrics),
+    };
+    let health = tasks.spawn(health::serve(
+        health,
+        state,
+        Arc::clone(&refused),
+        closing.clone(),
+    ));
+    let identity = tokio::select! {
+        asked = asked_to_end() => {
+            closing.cancel();
+            return asked;
+        }
+        obtained = origin.obtain(&standing) => obtained?,
+    };
+    tasks.spawn(origin.keep(identity.clone(), closing.clone()));
+    tasks.spawn(identity::publish(
+        identity.clone(),
+        facts.clone(),
+        Arc::clone(&metrics),
+        standing,
+        closing.clone(),
+    ));
+
     let images = Images::new(Arc::clone(&pool), facts.clone());
     let pace = Pace {
         stall: Duration::from_secs(options.stall_seconds),
@@ -102,41 +182,42 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
         images.clone(),
         facts.clone(),
         Arc::clone(&metrics),
-        Network::new(identity),
+        Network::new(identity.clone()),
         pace,
         options.send_mode,
     );
-    let (closing, look) = (CancellationToken::new(), Arc::new(Notify::new()));
-
-    let tasks = TaskTracker::new();
+    let look = Arc::new(Notify::new());
     let supervisor = Supervisor {
         pool: Arc::clone(&pool),
         images: images.clone(),
         transfers: transfers.clone(),
         facts: facts.clone(),
-        metrics: Arc::clone(&metrics),
+        metrics,
         look: Arc::clone(&look),
     };
     tasks.spawn(supervisor.run(closing.clone()));
     let awaiting = transfers.clone();
     let is_awaited = move |image: &ImageId, number| awaiting.awaits(image, number);
     tasks.spawn(images.clone().keep(is_awaited, closing.clone()));
-    tasks.spawn(transfers.clone().listen(data));
+    tasks.spawn(transfers.clone().listen(data, Arc::clone(&refused)));
     let service = Control {
         pool,
         images,
         transfers: transfers.clone(),
-        facts: facts.clone(),
+        facts,
         look,
         closing: closing.clone(),
     };
+    let door = Door::new(control, "control", CONTROL, refused);
+    let operators = door.guests(closing.clone(), move |stream| {
+        control::greet(stream, identity.clone())
+    });
     let operator = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE.0))
         .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
         .add_service(AgentServer::new(service))
-        .serve_with_incoming_shutdown(net::incoming(control), closing.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(operators, closing.clone().cancelled_owned());
     let operator = tasks.spawn(operator);
-    let health = tasks.spawn(health::serve(health, facts, metrics, closing.clone()));
 
     let ended = tokio::select! {
         asked = asked_to_end() => asked,

@@ -11,7 +11,6 @@ mod support;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -21,7 +20,6 @@ use rustls::{ClientConfig, RootCertStore};
 use support::authority::{Authority, Issued, TRUST_DOMAIN};
 use support::operator::*;
 use support::{Node, Pool, noise};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -35,17 +33,15 @@ struct Pair {
     receiver: Node,
     to: Operator,
     snapshot: SnapshotInfo,
-    identities: [TempDir; 2],
     _pools: [Pool; 2],
 }
 
 impl Pair {
-    /// Agents with these identities.
-    async fn with(identities: [TempDir; 2]) -> Self {
+    /// Agents that these authorities vouch for.
+    async fn with([source, receiver]: [&Authority; 2]) -> Self {
         let pools = [Pool::new(), Pool::new()];
-        let [source, receiver] = &identities;
-        let (source, from) = ready("source", &pools[0], source.path()).await;
-        let (receiver, to) = ready("receiver", &pools[1], receiver.path()).await;
+        let (source, from) = ready("source", &pools[0], source).await;
+        let (receiver, to) = ready("receiver", &pools[1], receiver).await;
         source.make_live();
         source.write_live("disk.img", &noise(1, 16 * MIB));
         let snapshot = from.take("one").await;
@@ -55,7 +51,6 @@ impl Pair {
             receiver,
             to,
             snapshot,
-            identities,
             _pools: pools,
         }
     }
@@ -86,10 +81,10 @@ impl Pair {
     }
 }
 
-async fn ready(name: &'static str, pool: &Pool, identity: &Path) -> (Node, Operator) {
-    let mut node = Node::bare(name);
+async fn ready(name: &'static str, pool: &Pool, authority: &Authority) -> (Node, Operator) {
+    let mut node = Node::of(name, authority);
     node.mount(pool);
-    node.start_with(&["--identity-dir", identity.to_str().unwrap()]);
+    node.start();
     let operator = node.operator().await;
     operator.init_pool().await;
     (node, operator)
@@ -99,7 +94,7 @@ async fn ready(name: &'static str, pool: &Pool, identity: &Path) -> (Node, Opera
 #[ignore = "needs root and btrfs"]
 async fn a_snapshot_and_its_increment_go_over_mutual_tls() {
     let authority = Authority::new("authority");
-    let pair = Pair::with(["source", "receiver"].map(|node| authority.identity(node))).await;
+    let pair = Pair::with([&authority; 2]).await;
     pair.succeeds().await;
     pair.source.write_live("more", &noise(2, MIB));
     let two = pair.from.take("two").await;
@@ -170,7 +165,7 @@ fn refusal(answer: &[u8]) -> (data::FailureCode, String) {
 #[ignore = "needs root and btrfs"]
 async fn who_is_not_the_announced_source_is_refused_and_disturbs_nobody() {
     let (authority, foreign) = (Authority::new("authority"), Authority::new("foreign"));
-    let mut pair = Pair::with(["source", "receiver"].map(|node| authority.identity(node))).await;
+    let mut pair = Pair::with([&authority; 2]).await;
     let plan = Plan::full(&pair.snapshot);
     pair.to.expect(pair.to.expect_request(&plan)).await.unwrap();
     let (port, hello) = (pair.receiver.data(), hello(&plan));
@@ -196,7 +191,7 @@ async fn who_is_not_the_announced_source_is_refused_and_disturbs_nobody() {
         (
             "the operator",
             client(&authority, Some(authority.issue(&uri("operator"), &dns))),
-            "is not that of an agent",
+            "is not an agent",
         ),
         (
             "another installation's agent",
@@ -246,10 +241,68 @@ async fn who_is_not_the_announced_source_is_refused_and_disturbs_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
+async fn nobody_commands_but_the_operator_of_this_installation() {
+    let (authority, foreign) = (Authority::new("authority"), Authority::new("foreign"));
+    let pair = Pair::with([&authority; 2]).await;
+    let operator = |by: &Authority, trust_domain: &str| {
+        let uri = format!("spiffe://{trust_domain}/operator");
+        Some(by.issue(&uri, &format!("operator.{TRUST_DOMAIN}")))
+    };
+    let strangers = [
+        ("nobody", None, "NoCertificate"),
+        (
+            "an agent",
+            Some(authority.agent("source")),
+            "NotTheOperator",
+        ),
+        (
+            "the agent itself",
+            Some(authority.agent("receiver")),
+            "NotTheOperator",
+        ),
+        (
+            "another authority's operator",
+            operator(&foreign, TRUST_DOMAIN),
+            "UnknownAuthority",
+        ),
+        (
+            "another installation's operator",
+            operator(&authority, "other.test"),
+            "OtherInstallation",
+        ),
+    ];
+    for (who, shown, reason) in strangers {
+        println!("{who}");
+        let mut client = client(&authority, shown);
+        client.alpn_protocols = vec![b"h2".to_vec()];
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let heard = say(client, pair.receiver.control(), preface).await;
+        let heard = heard.unwrap_or_default();
+        assert!(heard.is_empty(), "{who} heard {heard:?}");
+        pair.receiver.logged(&format!("\"reason\":\"{reason}\""));
+    }
+    let plain = tonic::transport::Channel::from_shared(format!("http://{}", pair.receiver.control()));
+    let plain = plain.unwrap().connect().await;
+    let called = async {
+        let mut client = support::Client::new(plain.ok()?);
+        client.describe(DescribeRequest {}).await.ok()
+    };
+    assert!(called.await.is_none(), "a call in the clear was answered");
+    let (_, metrics) = pair.receiver.health("/metrics");
+    for line in [
+        "icbd_refused_connections_total{port=\"control\",reason=\"NotTheOperator\"} 2",
+        "icbd_refused_connections_total{port=\"control\",reason=\"NotTls\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    pair.succeeds().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "needs root and btrfs"]
 async fn a_source_sends_to_nobody_but_the_receiver_it_was_told() {
     let (authority, foreign) = (Authority::new("authority"), Authority::new("foreign"));
-    let identities = [authority.identity("source"), foreign.identity("receiver")];
-    let pair = Pair::with(identities).await;
+    let pair = Pair::with([&authority, &foreign]).await;
     let ended = pair.fails().await;
     failed(&ended, Reason::PeerUnreachable);
     assert!(ended.message.contains("\"receiver\""), "{}", ended.message);
@@ -261,8 +314,7 @@ async fn a_source_sends_to_nobody_but_the_receiver_it_was_told() {
     assert!(ended.transient);
 
     // Of the same installation, but somebody else: an address that was another's before.
-    let [_, receiver] = &pair.identities;
-    authority.renew(receiver.path(), "receiver", &[&authority]);
+    pair.receiver.renew(&authority, &[&authority]);
     let plan = Plan::full(&pair.snapshot);
     pair.to.expect(pair.to.expect_request(&plan)).await.unwrap();
     let mut request = pair.from.send_request(&plan, pair.receiver.data());
@@ -281,40 +333,9 @@ async fn a_source_sends_to_nobody_but_the_receiver_it_was_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
-async fn no_data_goes_between_an_agent_with_and_one_without_identity() {
-    let authority = Authority::new("authority");
-    let mut pair = Pair::with(["source", "receiver"].map(|node| authority.identity(node))).await;
-    pair.receiver.kill();
-    pair.receiver.start();
-    pair.to = pair.receiver.operator().await;
-    failed(&pair.fails().await, Reason::PeerUnreachable);
-    let [source, receiver] = &pair.identities;
-    let start = |dir: &TempDir| {
-        [
-            "--identity-dir".to_owned(),
-            dir.path().display().to_string(),
-        ]
-    };
-    pair.receiver.kill();
-    pair.receiver
-        .start_with(&start(receiver).each_ref().map(String::as_str));
-    pair.to = pair.receiver.operator().await;
-    pair.source.kill();
-    pair.source.start();
-    pair.from = pair.source.operator().await;
-    pair.fails().await;
-    pair.source.kill();
-    pair.source
-        .start_with(&start(source).each_ref().map(String::as_str));
-    pair.from = pair.source.operator().await;
-    pair.succeeds().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-#[ignore = "needs root and btrfs"]
 async fn agents_change_their_identities_and_authorities_while_they_run() {
     let (old, new) = (Authority::new("old"), Authority::new("new"));
-    let mut pair = Pair::with(["source", "receiver"].map(|node| old.identity(node))).await;
+    let mut pair = Pair::with([&old; 2]).await;
     pair.succeeds().await;
     // Both believe both, then one has changed, then both.
     let steps: [(&Authority, &Authority, &[&Authority]); 4] = [
@@ -325,15 +346,15 @@ async fn agents_change_their_identities_and_authorities_while_they_run() {
     ];
     let mut number = 1;
     for (source, receiver, believed) in steps {
-        source.renew(pair.identities[0].path(), "source", believed);
-        receiver.renew(pair.identities[1].path(), "receiver", believed);
+        pair.source.renew(source, believed);
+        pair.receiver.renew(receiver, believed);
         number += 1;
         pair.snapshot = pair.from.take(&format!("snapshot-{number}")).await;
         pair.succeeds().await;
     }
     // Who has not changed is nobody now; files that are being written do no harm.
-    old.renew(pair.identities[0].path(), "source", &[&old, &new]);
-    fs::write(pair.identities[1].path().join("tls.key"), "half a k").unwrap();
+    pair.source.renew(&old, &[&old, &new]);
+    fs::write(pair.receiver.identity().join("tls.key"), "half a k").unwrap();
     number += 1;
     pair.snapshot = pair.from.take(&format!("snapshot-{number}")).await;
     let plan = Plan::full(&pair.snapshot);
@@ -341,7 +362,7 @@ async fn agents_change_their_identities_and_authorities_while_they_run() {
     let ended = pair.from.ended(&plan.transfer, Role::Source).await;
     assert_eq!(ended.state(), TransferState::Failed);
     pair.receiver.logged("keeps its old identity");
-    new.renew(pair.identities[0].path(), "source", &[&new]);
+    pair.source.renew(&new, &[&new]);
     pair.sends(&plan.again()).await;
 }
 

@@ -14,11 +14,9 @@ mod support;
 use std::fs;
 
 use icbd_wire::control::*;
-use support::authority::Authority;
 use support::operator::*;
 use support::proxy::{Proxy, Weather};
 use support::{Node, Pool, noise};
-use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 
@@ -58,20 +56,17 @@ struct Ground {
     receiver: Node,
     to: Operator,
     proxy: Proxy,
-    identities: [TempDir; 2],
     pools: [Pool; 2],
 }
 
 impl Ground {
     async fn new(mode: &'static str) -> Self {
-        let authority = Authority::new("authority");
-        let identities = ["source", "receiver"].map(|node| authority.identity(node));
         let pools = [Pool::new(), Pool::new()];
         let (mut source, mut receiver) = (Node::bare("source"), Node::bare("receiver"));
         source.mount(&pools[0]);
         receiver.mount(&pools[1]);
-        let from = serve(&mut source, mode, &identities[0]).await;
-        let to = serve(&mut receiver, mode, &identities[1]).await;
+        let from = serve(&mut source, mode).await;
+        let to = serve(&mut receiver, mode).await;
         from.init_pool().await;
         to.init_pool().await;
         source.make_live();
@@ -82,7 +77,6 @@ impl Ground {
             from,
             receiver,
             to,
-            identities,
             pools,
         }
     }
@@ -102,12 +96,12 @@ impl Ground {
         match what {
             Interruption::SourceKilled => {
                 self.source.kill();
-                self.from = serve(&mut self.source, self.mode, &self.identities[0]).await;
+                self.from = serve(&mut self.source, self.mode).await;
                 self.to.ended(&plan.transfer, Role::Receiver).await;
             }
             Interruption::ReceiverKilled => {
                 self.receiver.kill();
-                self.to = serve(&mut self.receiver, self.mode, &self.identities[1]).await;
+                self.to = serve(&mut self.receiver, self.mode).await;
                 self.proxy.lead_to(self.receiver.data());
                 self.from.ended(&plan.transfer, Role::Source).await;
             }
@@ -142,11 +136,8 @@ impl Ground {
     }
 }
 
-async fn serve(node: &mut Node, mode: &str, identity: &TempDir) -> Operator {
-    let dir = identity.path().to_str().unwrap();
+async fn serve(node: &mut Node, mode: &str) -> Operator {
     node.start_with(&[
-        "--identity-dir",
-        dir,
         "--send-mode",
         mode,
         "--checkpoint-seconds",

@@ -112,7 +112,7 @@ impl Authority {
         check(&parsed)?;
         let key_pem = String::from_utf8_lossy(key).into_owned();
         let key = KeyPair::from_pem(&key_pem).map_err(AuthorityError::Key)?;
-        if parsed.public_key().subject_public_key.data != *key.der_bytes() {
+        if *parsed.public_key().subject_public_key.data != *key.der_bytes() {
             return Err(AuthorityError::OtherKey);
         }
         Ok(Self {

@@ -7,13 +7,15 @@ use std::time::SystemTime;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
+use webpki::KeyUsage;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::authority::Validity;
+use crate::fingerprint::Fingerprint;
 use crate::name::{Name, NameError};
 use crate::trust::{Trust, TrustError};
 
@@ -66,6 +68,7 @@ pub struct Credentials {
     name: Name,
     validity: Validity,
     trust: Trust,
+    chain: Vec<CertificateDer<'static>>,
     client: ClientConfig,
     server: ServerConfig,
     open: ServerConfig,
@@ -111,8 +114,9 @@ impl Credentials {
             open: proved_anew(
                 server()?
                     .with_no_client_auth()
-                    .with_single_cert(chain, key)?,
+                    .with_single_cert(chain.clone(), key)?,
             ),
+            chain,
             name,
             validity,
             trust,
@@ -130,6 +134,11 @@ impl Credentials {
         &self.name
     }
 
+    /// What tells the certificate from others.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.chain.first().map(Fingerprint::of)
+    }
+
     /// Until when others believe them.
     pub fn not_after(&self) -> SystemTime {
         self.validity.not_after
@@ -138,6 +147,29 @@ impl Credentials {
     /// Whom they believe.
     pub fn trust(&self) -> &Trust {
         &self.trust
+    }
+
+    /// Whether those whom they believe would believe them: they are vouched for, and valid now.
+    pub fn stands(&self, now: SystemTime) -> bool {
+        let Some((leaf, between)) = self.chain.split_first() else {
+            return false;
+        };
+        let Ok(leaf) = webpki::EndEntityCert::try_from(leaf) else {
+            return false;
+        };
+        let Ok(since) = now.duration_since(SystemTime::UNIX_EPOCH) else {
+            return false;
+        };
+        let verified = leaf.verify_for_usage(
+            provider().signature_verification_algorithms.all,
+            &self.trust.roots.roots,
+            between,
+            UnixTime::since_unix_epoch(since),
+            KeyUsage::client_auth(),
+            None,
+            None,
+        );
+        verified.is_ok()
     }
 
     /// For dialling, with mutual proof.
@@ -201,4 +233,85 @@ fn proved_anew(mut config: ServerConfig) -> ServerConfig {
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::authority::Authority;
+    use crate::key::Key;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    pub(crate) fn authority(now: SystemTime) -> Authority {
+        Authority::generate("standalone", Validity::from(now, 10 * DAY)).unwrap()
+    }
+
+    pub(crate) fn issued(by: &Authority, name: &Name, believed: &[&Authority]) -> Credentials {
+        let key = Key::generate().unwrap();
+        let validity = Validity::from(SystemTime::now(), DAY);
+        let believed: String = believed.iter().map(|it| it.certificate_pem()).collect();
+        let chain = by.issue(name, &key.public().unwrap(), validity).unwrap();
+        Credentials::new(Pem {
+            chain: chain.into(),
+            key: key.pem().into(),
+            authorities: believed.into(),
+        })
+        .unwrap()
+    }
+
+    /// The agents of two nodes that believe one authority, which is nobody else's.
+    pub(crate) fn pair(nodes: [&str; 2]) -> [Credentials; 2] {
+        let authority = authority(SystemTime::now());
+        nodes.map(|node| issued(&authority, &Name::agent("standalone", node), &[&authority]))
+    }
+
+    #[test]
+    fn credentials_stand_while_they_are_valid_and_their_authority_is_believed() {
+        let now = SystemTime::now();
+        let (old, new) = (authority(now), authority(now));
+        let name = Name::agent("standalone", "node-1");
+        let believed = issued(&old, &name, &[&new, &old]);
+        assert!(believed.stands(now));
+        assert!(believed.stands(now + DAY / 2));
+        assert!(!believed.stands(now + DAY + Duration::from_secs(2)));
+        assert!(!issued(&old, &name, &[&new]).stands(now));
+        let left = believed.not_after().duration_since(now).unwrap();
+        assert!(left > DAY - Duration::from_secs(60) && left < DAY + Duration::from_secs(60));
+        assert_eq!(believed.name(), &name);
+    }
+
+    #[test]
+    fn an_authority_is_what_its_texts_say_and_nothing_else_is_one() {
+        let now = SystemTime::now();
+        let (one, other) = (authority(now), authority(now));
+        let load = |certificate: &str, key: &str| {
+            Authority::load(certificate.as_bytes(), key.as_bytes()).map(|it| it.fingerprint())
+        };
+        let again = load(one.certificate_pem(), one.key_pem()).unwrap();
+        assert_eq!(again, one.fingerprint());
+        assert_ne!(again, other.fingerprint());
+        let trust = Trust::from_pem(one.certificate_pem().as_bytes()).unwrap();
+        assert_eq!(trust.fingerprints(), [again]);
+
+        let key = Key::generate().unwrap();
+        let validity = Validity::from(now, DAY);
+        let name = Name::operator("standalone");
+        let leaf = one.issue(&name, &key.public().unwrap(), validity).unwrap();
+        for (certificate, key, why) in [
+            (one.certificate_pem(), other.key_pem(), "not that of the certificate"),
+            (one.certificate_pem(), "no key", "key does not decode"),
+            ("no certificate", one.key_pem(), "certificate does not decode"),
+            (&*leaf, &*key.pem(), "not one of an authority"),
+        ] {
+            let message = load(certificate, key).unwrap_err().to_string();
+            assert!(message.contains(why), "{message}");
+        }
+        let endless = ["a234567890"; 25].join(".");
+        let endless = Name::agent("standalone", &endless);
+        let refused = one.issue(&endless, &key.public().unwrap(), validity);
+        assert!(refused.unwrap_err().to_string().contains("cannot be the name"));
+    }
 }

@@ -55,8 +55,8 @@ impl PublicKey {
     /// It has not the shape of one. Whether it is a point of the curve is not looked at: a
     /// certificate for what is none is of use to nobody.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NoPublicKey> {
-        match bytes.try_into() {
-            Ok(point @ [UNCOMPRESSED, ..]) => Ok(Self(point)),
+        match <[u8; POINT]>::try_from(bytes) {
+            Ok(point) if point[0] == UNCOMPRESSED => Ok(Self(point)),
             _ => Err(NoPublicKey {
                 length: bytes.len(),
             }),

@@ -15,6 +15,8 @@ mod name;
 mod refusal;
 mod refused;
 mod stream;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 mod trust;
 

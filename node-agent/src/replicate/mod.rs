@@ -210,13 +210,17 @@ async fn transfer(options: &Options, pair: Pair, meter: &Meter) -> Result<Report
 /// nobody else knows.
 async fn connect() -> Result<(Stream, Stream)> {
     let [source, receiver] = throwaway::pair(["source", "receiver"])?;
-    let (source, receiver) = (Network::new(Some(source)), Network::new(Some(receiver)));
+    let (source, receiver) = (Network::new(source), Network::new(receiver));
     let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into()).await?;
     let address = listener.local_addr().map_err(Error::io("read a port"))?;
     let accept = async {
         let accepted = listener.accept().await;
         let (stream, _) = accepted.map_err(Error::io("accept a connection on loopback"))?;
-        receiver.accept(stream).await
+        let accepted = receiver.accept(stream).await;
+        let (stream, _) = accepted.map_err(|refusal| {
+            Error::refused(Reason::PeerLost, format!("cannot be sure who it is: {refusal}"))
+        })?;
+        Ok(stream)
     };
     tokio::try_join!(source.dial(address, "receiver"), accept)
 }

@@ -17,7 +17,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-pub(crate) use crate::net::{HANDSHAKE, PARTING};
+
+pub(crate) use icbd_net::{HANDSHAKE, PARTING};
 
 /// How often the source gives a sign of life, or more often where little time is given.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(5);

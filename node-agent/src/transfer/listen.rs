@@ -3,25 +3,30 @@
 //! nothing is allocated for them.
 
 use std::collections::hash_map::Entry;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use icbd_net::door::{Door, Limits, Share};
+use icbd_net::{Refusal, Refused};
 use icbd_wire::control::Reason;
 use icbd_wire::data::{Answer, Hello};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::{Transfers, link};
 use crate::error::{Error, Result};
 use crate::net::Stream;
 
-/// Connections that have not said yet who they are, at most.
-const MAX_HANDSHAKES: usize = 64;
-
-/// How long to wait when the system has no descriptor left for a connection.
-const BREATHER: Duration = Duration::from_millis(200);
+/// Connections that have not said yet which transfer they are. Those that have are as many as were
+/// announced.
+const LIMITS: Limits = Limits {
+    greeting: Share { all: 64, each: 16 },
+    connected: Share { all: 0, each: 0 },
+    // The TLS handshake, that of the data protocol, and the time to read a refusal.
+    within: Duration::from_secs(25),
+    lasting: None,
+};
 
 /// A source that has connected and named an announced transfer.
 pub(super) struct Incoming {
@@ -38,78 +43,52 @@ pub(super) struct Awaited {
 
 impl Transfers {
     /// Serves the data port until the transfers are closed.
-    pub(crate) async fn listen(self, listener: TcpListener) {
-        let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-        loop {
-            let accepted = tokio::select! {
-                () = self.0.closing.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection on the data port");
-                    tokio::time::sleep(BREATHER).await;
-                    continue;
-                }
-            };
-            let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else {
-                self.refused(
-                    peer,
-                    &Error::refused(Reason::SnapshotBusy, "too many handshakes"),
-                );
-                continue;
-            };
+    pub(crate) async fn listen(self, listener: TcpListener, refused: Arc<Refused>) {
+        let closing = self.0.closing.clone();
+        let door = Door::new(listener, "data", LIMITS, refused);
+        door.serve(closing, move |stream, _, entry| {
             let transfers = self.clone();
-            tokio::spawn(async move {
+            async move {
                 let greeted = transfers.greet(stream).await;
-                drop(permit);
-                if let Err(error) = greeted {
-                    transfers.refused(peer, &error);
-                }
-            });
-        }
+                drop(entry);
+                greeted
+            }
+        })
+        .await;
     }
 
-    async fn greet(&self, stream: TcpStream) -> Result<()> {
-        let mut stream = self.0.network.accept(stream).await?;
+    async fn greet(&self, stream: TcpStream) -> Result<(), Refusal> {
+        let (mut stream, peer) = self.0.network.accept(stream).await?;
         let claimed = link::read_hello(&mut stream)
             .await
-            .and_then(|hello| Ok((self.claim(&hello, stream.peer())?, hello)));
+            .and_then(|hello| Ok((self.claim(&hello, &peer)?, hello)));
         let (connected, hello) = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
                 refuse(&mut stream, &error).await;
-                return Err(error);
+                let why = format!("the agent of {peer}: {error}");
+                return Err(Refusal::new(error.reason().as_str_name(), why));
             }
         };
         connected.send(Incoming { stream, hello }).map_err(|_| {
-            Error::refused(
-                Reason::NotExpected,
-                "the transfer ended before its source connected",
-            )
+            let why = "the transfer ended before its source connected";
+            Refusal::new(Reason::NotExpected.as_str_name(), why)
         })
     }
 
     /// Finds the transfer that a source says it is, and leaves it to others if that is not whom it
     /// is to come from. Which transfers there are, only the right source learns.
-    fn claim(&self, hello: &Hello, peer: Option<&str>) -> Result<oneshot::Sender<Incoming>> {
-        match (self.expected().entry(hello.transfer), peer) {
-            (Entry::Occupied(found), Some(peer)) if found.get().source != peer => {
+    fn claim(&self, hello: &Hello, peer: &str) -> Result<oneshot::Sender<Incoming>> {
+        match self.expected().entry(hello.transfer) {
+            Entry::Occupied(found) if found.get().source != peer => {
                 let (transfer, announced) = (hello.transfer, &found.get().source);
                 tracing::warn!(%transfer, announced, peer, "a transfer comes from the wrong node");
             }
-            (Entry::Occupied(found), _) => return Ok(found.remove().connected),
-            (Entry::Vacant(_), _) => {}
+            Entry::Occupied(found) => return Ok(found.remove().connected),
+            Entry::Vacant(_) => {}
         }
         let message = "nobody announced this transfer here";
         Err(Error::refused(Reason::NotExpected, message))
-    }
-
-    fn refused(&self, peer: SocketAddr, error: &Error) {
-        let reason = error.reason().as_str_name();
-        self.0.metrics.refused(reason);
-        tracing::warn!(%peer, reason, %error, "refused a connection on the data port");
     }
 }
 

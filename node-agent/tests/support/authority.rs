@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
+use icbd_net::{Credentials, Fingerprint, Identity, Pem};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
@@ -12,6 +14,9 @@ use tempfile::TempDir;
 
 /// The installation that tests are of, in certificates.
 pub const TRUST_DOMAIN: &str = "icbd.test";
+
+/// The authority of all in a test who need no other.
+pub static USUAL: LazyLock<Authority> = LazyLock::new(|| Authority::new("usual"));
 
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -53,6 +58,19 @@ impl Authority {
         )
     }
 
+    /// What an operator shows and believes.
+    pub fn operator(&self) -> Identity {
+        let uri = format!("spiffe://{TRUST_DOMAIN}/operator");
+        let dns = format!("operator.{TRUST_DOMAIN}");
+        let Issued { certificate, key } = self.issue(&uri, &dns);
+        let credentials = Credentials::new(Pem {
+            chain: certificate.pem().into(),
+            key: key.serialize_pem().into(),
+            authorities: self.0.pem().into(),
+        });
+        Identity::new(credentials.unwrap())
+    }
+
     /// The identity directory of the agent on `node`.
     pub fn identity(&self, node: &str) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -61,12 +79,13 @@ impl Authority {
     }
 
     /// Gives the agent on `node` a new identity, with which it believes these authorities.
-    pub fn renew(&self, dir: &Path, node: &str, believed: &[&Self]) {
+    pub fn renew(&self, dir: &Path, node: &str, believed: &[&Self]) -> Fingerprint {
         let Issued { certificate, key } = self.agent(node);
         let believed: String = believed.iter().map(|authority| authority.0.pem()).collect();
         fs::write(dir.join("ca.crt"), believed).unwrap();
         fs::write(dir.join("tls.crt"), certificate.pem()).unwrap();
         fs::write(dir.join("tls.key"), key.serialize_pem()).unwrap();
+        Fingerprint::of(certificate.der())
     }
 
     pub fn certificate(&self) -> CertificateDer<'static> {

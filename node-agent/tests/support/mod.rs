@@ -20,8 +20,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use icbd_btrfs::{Digest, Subvolume};
+use icbd_net::{Name, grpc};
 use icbd_wire::control::agent_client::AgentClient;
 
+use authority::Authority;
 pub use btrfs::{Pool, run};
 pub use operator::Operator;
 
@@ -38,6 +40,9 @@ pub const NAMESPACE_UID: &str = "uid-of-desktops";
 pub struct Node {
     pub name: &'static str,
     root: Arc<tempfile::TempDir>,
+    /// The files of its agent's identity, and whose operator it obeys.
+    identity: tempfile::TempDir,
+    commander: icbd_net::Identity,
     agent: Option<Agent>,
 }
 
@@ -52,6 +57,11 @@ struct Agent {
 impl Node {
     /// A node without a pool and without an agent.
     pub fn bare(name: &'static str) -> Self {
+        Self::of(name, &authority::USUAL)
+    }
+
+    /// The same, of another authority.
+    pub fn of(name: &'static str, authority: &Authority) -> Self {
         let root = tempfile::Builder::new()
             .prefix("icbd-node-")
             .tempdir()
@@ -60,6 +70,8 @@ impl Node {
         Self {
             name,
             root: Arc::new(root),
+            identity: authority.identity(name),
+            commander: authority.operator(),
             agent: None,
         }
     }
@@ -72,6 +84,17 @@ impl Node {
         let operator = node.operator().await;
         operator.init_pool().await;
         (node, operator)
+    }
+
+    /// The files of its agent's identity.
+    pub fn identity(&self) -> &Path {
+        self.identity.path()
+    }
+
+    /// Gives its agent, which runs, a new identity, with which it believes these authorities.
+    pub fn renew(&self, authority: &Authority, believed: &[&Authority]) {
+        let fingerprint = authority.renew(self.identity(), self.name, believed);
+        self.logged(fingerprint.as_str());
     }
 
     /// Makes this agent see the directory of another node, as a second pod there would.
@@ -168,7 +191,8 @@ impl Node {
                 "--data-listen",
                 "127.0.0.1:0",
             ])
-            .args(["--health-listen", "127.0.0.1:0"])
+            .args(["--health-listen", "127.0.0.1:0", "--identity-dir"])
+            .arg(self.identity())
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -227,12 +251,19 @@ impl Node {
 
     /// An operator that has seen all that the agent knows.
     pub async fn operator(&self) -> Operator {
-        Operator::connect(self.agent().control, INSTALLATION).await
+        self.stranger(INSTALLATION).await
     }
 
     /// An operator of another installation.
     pub async fn stranger(&self, installation: &'static str) -> Operator {
-        Operator::connect(self.agent().control, installation).await
+        let peer = Name::agent(authority::TRUST_DOMAIN, self.name);
+        let client = grpc::dial(
+            grpc::endpoint(),
+            self.agent().control,
+            self.commander.clone(),
+            peer,
+        );
+        Operator::watching(Client::new(client.await.unwrap()), installation).await
     }
 
     pub fn data(&self) -> SocketAddr {

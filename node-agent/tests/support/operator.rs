@@ -15,6 +15,7 @@ use super::{Client, IMAGE, NAMESPACE_UID, Node, SOON};
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
     pub synced: bool,
+    pub trusted: Vec<String>,
     pub pool: PoolStatus,
     pub images: BTreeMap<String, ImageInventory>,
     pub transfers: BTreeMap<(String, Role), Transfer>,
@@ -48,6 +49,7 @@ impl Seen {
                     .insert((transfer.id.clone(), transfer.role()), transfer);
             }
             Event::Synced(Synced {}) => self.synced = true,
+            Event::Trusted(trusted) => self.trusted = trusted.fingerprints,
         }
     }
 }
@@ -60,10 +62,8 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Connects, watches, and waits until it knows what the agent knows.
-    pub async fn connect(address: SocketAddr, installation: &str) -> Self {
-        let channel = tonic::transport::Channel::from_shared(format!("http://{address}")).unwrap();
-        let mut client = Client::new(channel.connect().await.unwrap());
+    /// Watches, and waits until it knows what the agent knows.
+    pub async fn watching(mut client: Client, installation: &str) -> Self {
         let fence = Fence {
             installation: installation.into(),
             lease_created: 1000,

@@ -7,9 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use icbd_wire::control::*;
-use tempfile::TempDir;
 
-use super::authority::Authority;
 use super::operator::*;
 use super::{Node, Pool, SOON, noise};
 
@@ -25,22 +23,16 @@ pub struct Pair {
     pub to: Operator,
     /// The source's is the first.
     pub pools: [Pool; 2],
-    _identities: [TempDir; 2],
 }
 
 impl Pair {
     /// The agents of these pools, and an image without content. What arrives is kept every second.
     pub async fn new(mode: &str, pools: [Pool; 2]) -> Self {
-        let authority = Authority::new("authority");
-        let identities = ["source", "receiver"].map(|node| authority.identity(node));
         let (mut source, mut receiver) = (Node::bare("source"), Node::bare("receiver"));
         let nodes = [&mut source, &mut receiver];
-        for ((node, pool), identity) in nodes.into_iter().zip(&pools).zip(&identities) {
+        for (node, pool) in nodes.into_iter().zip(&pools) {
             node.mount(pool);
-            let dir = identity.path().to_str().unwrap();
-            let arguments = [["--identity-dir", dir], ["--send-mode", mode]];
-            let often = ["--checkpoint-seconds", "1"];
-            node.start_with(&[&arguments.concat()[..], &often].concat());
+            node.start_with(&["--send-mode", mode, "--checkpoint-seconds", "1"]);
         }
         let (from, to) = (source.operator().await, receiver.operator().await);
         from.init_pool().await;
@@ -52,7 +44,6 @@ impl Pair {
             receiver,
             to,
             pools,
-            _identities: identities,
         }
     }
 

@@ -46,11 +46,10 @@ impl<S> Guest<S> {
 
     /// An error once its time is over.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match &mut self.until {
-            Some(until) if until.as_mut().poll(cx).is_ready() => {
-                Err(io::ErrorKind::TimedOut.into())
-            }
-            _ => Ok(()),
+        let over = |until: &mut Pin<Box<Sleep>>| until.as_mut().poll(cx).is_ready();
+        match self.until.as_mut().is_some_and(over) {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(()),
         }
     }
 }

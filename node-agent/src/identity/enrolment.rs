@@ -1,0 +1,195 @@
+//! An identity from the operator: a key that is made here and never leaves the process, and a
+//! certificate for it, for which this agent's pod is vouched for by Kubernetes.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use icbd_net::{Credentials, Identity, Key, Name, Pem, Trust, grpc};
+use icbd_wire::enrolment::EnrolRequest;
+use icbd_wire::enrolment::enrolment_client::EnrolmentClient;
+use tokio::fs;
+use tokio::time::{Instant, sleep};
+
+use super::{READ_AGAIN, Standing, renewed, unusable};
+use crate::error::{Error, Result};
+
+/// How long the operator may take to answer.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// The pauses between tries: the first, and the longest.
+const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
+
+/// The file with the authorities' certificates.
+const AUTHORITIES: &str = "ca.crt";
+
+/// How to get a certificate.
+pub(crate) struct Enrolment {
+    /// `HOST:PORT` of the operator.
+    pub(crate) at: String,
+    /// The directory with the authorities that are believed: a mounted ConfigMap.
+    pub(crate) trust_dir: PathBuf,
+    /// The file with the token by which Kubernetes vouches for this pod.
+    pub(crate) token_file: PathBuf,
+    /// The installation.
+    pub(crate) trust_domain: String,
+    pub(crate) node: String,
+}
+
+impl Enrolment {
+    /// Asks for a certificate until there is one.
+    pub(super) async fn first(&self, standing: &Standing) -> Credentials {
+        let mut pauses = Pauses::new();
+        loop {
+            let enrolled = match self.authorities().await {
+                Ok(authorities) => self.enrol(authorities).await,
+                Err(error) => Err(error),
+            };
+            match enrolled {
+                Ok(credentials) => {
+                    renewed(&credentials);
+                    return credentials;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "this agent has no certificate yet");
+                    standing.lack(error.to_string());
+                }
+            }
+            sleep(pauses.next()).await;
+        }
+    }
+
+    /// Renews the certificate at two thirds of its life, and when the authorities that are believed
+    /// no longer vouch for it; takes new authorities into use at once.
+    pub(super) async fn keep(&self, identity: &Identity) {
+        let mut pauses = Pauses::new();
+        let mut renew_at = renewal(&identity.current());
+        let mut unreadable = false;
+        loop {
+            sleep(READ_AGAIN).await;
+            let used = identity.current();
+            let authorities = match self.authorities().await {
+                Ok(authorities) => authorities,
+                Err(error) => {
+                    if !unreadable {
+                        tracing::warn!(%error, "the authorities that were believed still are");
+                    }
+                    unreadable = true;
+                    continue;
+                }
+            };
+            unreadable = false;
+            let pem = used.pem();
+            let mut counts = used.stands(SystemTime::now());
+            if authorities != pem.authorities {
+                let believed = Pem {
+                    authorities: authorities.clone(),
+                    ..pem.clone()
+                };
+                match Credentials::new(believed) {
+                    Ok(credentials) => {
+                        tracing::info!("other authorities are believed from now on");
+                        counts = credentials.stands(SystemTime::now());
+                        identity.replace(credentials);
+                        if !counts {
+                            renew_at = Instant::now();
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, "the new authorities cannot be used"),
+                }
+            }
+            if Instant::now() < renew_at {
+                continue;
+            }
+            match self.enrol(authorities).await {
+                Ok(credentials) => {
+                    renew_at = renewal(&credentials);
+                    renewed(&credentials);
+                    identity.replace(credentials);
+                    pauses = Pauses::new();
+                }
+                Err(error) => {
+                    let pause = pauses.next();
+                    tracing::warn!(%error, counts, "the certificate was not renewed; trying again");
+                    renew_at = Instant::now() + pause;
+                }
+            }
+        }
+    }
+
+    async fn authorities(&self) -> Result<Vec<u8>> {
+        let path = self.trust_dir.join(AUTHORITIES);
+        let doing = format!("read the authorities in {}", path.display());
+        fs::read(&path).await.map_err(Error::io(doing))
+    }
+
+    async fn enrol(&self, authorities: Vec<u8>) -> Result<Credentials> {
+        let doing = || format!("get a certificate from {}", self.at);
+        let path = self.token_file.display();
+        let token = fs::read_to_string(&self.token_file)
+            .await
+            .map_err(Error::io(format!("read the token in {path}")))?;
+        let trust = Trust::from_pem(&authorities).map_err(unusable(format!(
+            "use the authorities in {}",
+            self.trust_dir.join(AUTHORITIES).display()
+        )))?;
+        let key = Key::generate().map_err(unusable("make a key".to_owned()))?;
+        let request = EnrolRequest {
+            token: token.trim().to_owned(),
+            node: self.node.clone(),
+            public_key: key.public().map_err(unusable(doing()))?.as_bytes().to_vec(),
+        };
+        let endpoint = grpc::endpoint().connect_timeout(ANSWER).timeout(ANSWER);
+        let operator = Name::operator(&self.trust_domain);
+        let channel = grpc::dial_unproved(endpoint, self.at.clone(), trust, operator)
+            .await
+            .map_err(|error| unusable(doing())(innermost(&error)))?;
+        let enrolled = EnrolmentClient::new(channel).enrol(request).await;
+        let enrolled = enrolled.map_err(|status| unusable(doing())(status.message().to_owned()))?;
+        let credentials = Credentials::new(Pem {
+            chain: enrolled.into_inner().chain.into_bytes(),
+            key: key.pem().into_bytes(),
+            authorities,
+        })
+        .map_err(unusable(doing()))?;
+        let wanted = Name::agent(&self.trust_domain, &self.node);
+        if *credentials.name() != wanted {
+            let name = credentials.name();
+            let why = format!("it is one for {name}, not for {wanted}");
+            return Err(Error::io(doing())(io::Error::other(why)));
+        }
+        Ok(credentials)
+    }
+}
+
+/// tonic's own words are "transport error"; what people need is behind them.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+/// At two thirds of what is left, give or take a tenth, so that agents that began together do not
+/// renew together.
+fn renewal(credentials: &Credentials) -> Instant {
+    let left = credentials.not_after().duration_since(SystemTime::now());
+    let part = 0.6 + fastrand::f64() * 0.13;
+    Instant::now() + left.unwrap_or_default().mul_f64(part)
+}
+
+/// Growing pauses, spread so that agents that failed together do not come back together.
+struct Pauses(Duration);
+
+impl Pauses {
+    fn new() -> Self {
+        Self(PAUSES[0])
+    }
+
+    fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(PAUSES[1]);
+        pause.mul_f64(0.75 + fastrand::f64() / 2.0)
+    }
+}
