@@ -32,7 +32,8 @@ const WAITING: usize = 16;
 /// How many are let in.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Who have not said yet who they are, at a time: in all, and from one address.
+    /// Who have not said yet who they are, at a time: in all, and from one address. Beyond those in
+    /// all the longest waiting gives way.
     pub greeting: Share,
     /// Who have, and are connected, at a time.
     pub connected: Share,
@@ -130,13 +131,21 @@ impl Door {
             };
             // Small messages go at once, both ways; without it things are slower, and right.
             let _ = tcp.set_nodelay(true);
+            let displaced = entry.displaced();
             let greeted = timeout(limits.within, greet(tcp, peer, entry));
             let refused = Arc::clone(&refused);
             tokio::spawn(async move {
-                let seconds = limits.within.as_secs();
-                let why = || format!("it took more than {seconds} s to say who it is");
-                let greeted = greeted.await;
-                let greeted = greeted.unwrap_or_else(|_| Err(Refusal::new("TooSlow", why())));
+                let greeted = tokio::select! {
+                    greeted = greeted => greeted.unwrap_or_else(|_| {
+                        let seconds = limits.within.as_secs();
+                        let why = format!("it took more than {seconds} s to say who it is");
+                        Err(Refusal::new("TooSlow", why))
+                    }),
+                    () = displaced.cancelled() => {
+                        let why = "others came while it did not say who it is";
+                        Err(Refusal::new("Displaced", why))
+                    }
+                };
                 if let Err(refusal) = greeted {
                     refused.tell(port, peer, &refusal);
                 }
