@@ -7,7 +7,7 @@ use super::*;
 
 const DAY: i64 = 24;
 /// Hours that an authority lives here.
-const LIFE: i64 = 8 * DAY;
+const LIFE: i64 = 4 * DAY;
 
 fn at(hour: i64) -> Timestamp {
     Timestamp::from_second(hour * 3600).unwrap()
@@ -266,6 +266,24 @@ fn a_secret_that_somebody_else_writes_is_never_written() {
     assert!(stranger.publication.retire_at.is_some());
 }
 
+#[test]
+fn one_that_comes_back_before_it_was_dropped_gives_the_other_its_full_time() {
+    let (both, all) = (published(&[2, 1], Some(2)), agents(&[&[2, 1]]));
+    let plan = decided(
+        true,
+        &stored(1, None),
+        Some(&both),
+        Some(&held(2, None)),
+        Some(&all),
+    );
+    assert_eq!(plan.held, Some(held(2, Some(1))));
+    assert_eq!(
+        plan.publication.authorities,
+        published(&[1, 2], None).authorities
+    );
+    assert!(plan.publication.retire_at.unwrap() > at(1 + DAY));
+}
+
 /// A replica of the operator.
 #[derive(Debug, Default, Clone)]
 struct Replica {
@@ -314,6 +332,8 @@ enum Deed {
     DeleteSecret,
     SpoilSecret,
     DeleteBundle,
+    /// Somebody puts another authority into the Secret.
+    Replace,
 }
 
 const REPLICAS: usize = 2;
@@ -327,7 +347,7 @@ fn deed(with_people: bool) -> impl Strategy<Value = Deed> {
         1 => (0..REPLICAS).prop_map(Deed::Lead),
         6 => (0..AGENTS).prop_map(Deed::Hear),
         4 => (0..AGENTS, 0..REPLICAS).prop_map(|(agent, at)| Deed::Enrol(agent, at)),
-        6 => (1..=2i64).prop_map(Deed::Wait),
+        6 => (1..=4i64).prop_map(Deed::Wait),
         1 => Just(Deed::DeleteSecret),
         1 => Just(if with_people { Deed::DeleteBundle } else { Deed::Wait(1) }),
         1 => Just(if with_people { Deed::SpoilSecret } else { Deed::Wait(1) }),
@@ -503,6 +523,13 @@ impl World {
             Deed::Hear(who) => self.hear(who),
             Deed::Enrol(agent, replica) => self.enrol(agent, replica),
             Deed::Wait(hours) => self.wait(hours),
+            Deed::Replace => {
+                let signing = self.make();
+                self.write_secret(Stored::Whole {
+                    signing,
+                    next: None,
+                });
+            }
             Deed::DeleteSecret => self.write_secret(Stored::Absent),
             Deed::SpoilSecret => {
                 self.meddled = true;
@@ -555,7 +582,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     /// Crashes, late views, and a Secret that goes again and again while somebody holds it.
     #[test]
@@ -575,6 +602,30 @@ proptest! {
             Some(_) => prop_assert_eq!(&world.secret.1, &Stored::Absent),
             None => world.check_settled(),
         }
+    }
+
+    /// Somebody else replaces the authority while replicas live that hold the old one.
+    #[test]
+    fn an_authority_from_outside_is_replaced_without_a_gap(
+        deeds in proptest::collection::vec((deed(false), 0..40), 0..400)
+    ) {
+        let mut world = World::new();
+        world.external = true;
+        world.does(Deed::Replace);
+        world.wait(1);
+        for (deed, chance) in deeds {
+            world.does(match deed {
+                _ if chance == 0 => Deed::Replace,
+                Deed::Decide(who, _) => Deed::Decide(who, None),
+                Deed::DeleteSecret => Deed::Wait(1),
+                other => other,
+            });
+            world.check_certificates();
+            prop_assert_eq!(world.generated, 0);
+        }
+        world.does(Deed::Replace);
+        world.settle();
+        world.check_settled();
     }
 
     /// People too delete and spoil things. What cannot come back by itself is said to be lost, and
