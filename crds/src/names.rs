@@ -17,6 +17,9 @@ pub const ADOPT_FROM: &str = "replication.icbd.io/adopt-from";
 pub const INIT_POOL: &str = "replication.icbd.io/init-pool";
 /// On a Node: the id of the installation that the node's pool may be taken over from.
 pub const TAKE_OVER_POOL: &str = "replication.icbd.io/take-over-pool";
+/// On the ConfigMap that says which certificate authorities are believed: when those that have been
+/// replaced are dropped from it, RFC 3339.
+pub const RETIRE_AT: &str = "replication.icbd.io/retire-at";
 /// On Snapshots that the operator created: `Adopted` or `Schedule`.
 pub const ORIGIN_LABEL: &str = "replication.icbd.io/origin";
 /// On Snapshots that the operator created: the image's name.
@@ -29,5 +32,7 @@ pub const MAX_IMAGE_NAME: usize = 50;
 pub const CONTROL_PORT: u16 = 7440;
 /// Agents receive data from other agents here.
 pub const DATA_PORT: u16 = 7441;
+/// The operator gives agents their certificates here.
+pub const ENROLMENT_PORT: u16 = 7442;
 /// Operator and agents serve health and metrics here.
 pub const HEALTH_PORT: u16 = 9440;

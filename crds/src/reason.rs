@@ -126,6 +126,8 @@ reasons! {
     InvalidArgument,
     /// The two agents, or agent and operator, speak no common version.
     VersionMismatch,
+    /// The certificate authority is gone or cannot be used.
+    CALost,
 
     // How a transfer ended.
     /// The receiver does not hold the parent.

@@ -175,7 +175,8 @@ impl Caches {
         self.wake_images(|image| image.namespace().as_deref() == Some(&name));
     }
 
-    fn wake_targets(&self) {
+    /// Wakes all targets.
+    pub(crate) fn wake_targets(&self) {
         self.targets
             .state()
             .iter()

@@ -16,6 +16,7 @@ use kube_runtime::reflector::ObjectRef;
 
 use crate::agents::{Agents, Owner};
 use crate::caches::{Caches, image_key};
+use crate::identity::Identity;
 use crate::ledger::Ledger;
 
 type Nodes = Arc<BTreeMap<NodeName, Node>>;
@@ -25,17 +26,24 @@ pub(crate) struct Sight {
     pub(crate) caches: Arc<Caches>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) identity: Identity,
     /// The nodes as last put together, and of which versions of objects and agents: many decisions
     /// are made from the same sight of them.
     nodes: Mutex<Option<((u64, u64), Nodes)>>,
 }
 
 impl Sight {
-    pub(crate) fn new(caches: Arc<Caches>, agents: Arc<Agents>, ledger: Arc<Ledger>) -> Self {
+    pub(crate) fn new(
+        caches: Arc<Caches>,
+        agents: Arc<Agents>,
+        ledger: Arc<Ledger>,
+        identity: Identity,
+    ) -> Self {
         Sight {
             caches,
             agents,
             ledger,
+            identity,
             nodes: Mutex::default(),
         }
     }

@@ -1,8 +1,8 @@
 //! Health and metrics over HTTP: read-only, for the kubelet and Prometheus.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -10,31 +10,36 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use icbd_net::Refused;
+use icbd_net::door::{Door, Limits, Share};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// Listens; on a node without IPv6, `[::]` is read as 0.0.0.0.
-///
-/// # Errors
-/// When the address cannot be bound.
-pub(crate) async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(error) if error.raw_os_error() == Some(97) && address.ip().is_unspecified() => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        other => other,
-    }
-}
+/// Anybody may ask; a connection that is kept is made anew now and then.
+const LIMITS: Limits = Limits {
+    greeting: Share { all: 64, each: 32 },
+    connected: Share { all: 128, each: 32 },
+    within: Duration::from_secs(1),
+    lasting: Some(Duration::from_secs(30)),
+};
 
-/// Serves until the process ends. Every replica is ready: those that do not lead stand by.
-pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>) -> io::Result<()> {
+/// Serves until `closing`. Every replica is ready: those that do not lead stand by.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    refused: Arc<Refused>,
+    closing: CancellationToken,
+) -> io::Result<()> {
+    let door = Door::new(listener, "health", LIMITS, refused);
+    let guests = door.guests(closing, |stream| async { Ok((stream, None)) });
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ok\n" }))
         .route("/metrics", get(text))
         .with_state(metrics);
-    axum::serve(listener, router).await
+    axum::serve(guests, router).await
 }
 
 async fn text(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {

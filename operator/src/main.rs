@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod facts;
 mod health;
+mod identity;
 mod image;
 mod lease;
 mod ledger;
@@ -24,7 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use futures::future::{BoxFuture, select_all};
+use futures::future::{BoxFuture, FutureExt, select_all};
+use icbd_net::Refused;
+use icbd_net::door::listen;
 use icbd_planner::replication::ClusterLimits;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt};
@@ -40,6 +43,7 @@ use caches::Caches;
 use config::{Config, LogFormat};
 use control::{Context, Retries};
 use facts::Sight;
+use identity::Identity;
 use lease::{Contender, Epoch};
 use ledger::Ledger;
 use metrics::Metrics;
@@ -51,7 +55,11 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 #[tokio::main]
 async fn main() -> ExitCode {
     let config = Config::parse();
-    if let Err(error) = log(&config) {
+    let ready = config
+        .check()
+        .map_err(Failure::from)
+        .and_then(|()| log(&config));
+    if let Err(error) = ready {
         // There is no log to write to yet.
         #[allow(clippy::print_stderr)]
         {
@@ -88,14 +96,30 @@ async fn operate(config: Config) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
     let client = Client::try_default().await?;
     let metrics = Arc::new(Metrics::new());
-    let listener = health::listen(config.health_listen)
-        .await
-        .map_err(|error| format!("cannot listen on {}: {error}", config.health_listen))?;
+    let counted = metrics.clone();
+    let refused = Arc::new(Refused::new(move |port, reason| {
+        counted.connection_refused(port, reason);
+    }));
+    let listen = async |address| {
+        let listener = listen(address).await;
+        listener.map_err(|error| format!("cannot listen on {address}: {error}"))
+    };
+    let health = listen(config.health_listen).await?;
+    let enrolment = listen(config.enrolment_listen).await?;
+    let (identity, keep) = identity::keep(
+        &config,
+        client.clone(),
+        enrolment,
+        &metrics,
+        refused.clone(),
+        stop.clone(),
+    );
     tokio::select! {
-        ended = stand_by_and_lead(&config, client, metrics.clone(), stop) => ended,
-        ended = health::serve(listener, metrics) => {
+        ended = stand_by_and_lead(&config, client, metrics.clone(), identity, stop.clone()) => ended,
+        ended = health::serve(health, metrics, refused, stop) => {
             Err(format!("health and metrics are no longer served: {ended:?}").into())
         }
+        () = keep => Err("certificates are no longer kept".into()),
     }
 }
 
@@ -103,10 +127,11 @@ async fn stand_by_and_lead(
     config: &Config,
     client: Client,
     metrics: Arc<Metrics>,
+    identity: Identity,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
-    let identity = format!("{}_{}", config.identity, Uuid::new_v4());
-    let contender = Contender::new(client.clone(), &config.namespace, &config.lease, identity);
+    let replica = format!("{}_{}", config.identity, Uuid::new_v4());
+    let contender = Contender::new(client.clone(), &config.namespace, &config.lease, replica);
     let mut held = tokio::select! {
         held = contender.acquire() => held,
         () = stop.cancelled() => return Ok(()),
@@ -114,7 +139,7 @@ async fn stand_by_and_lead(
     let epoch = held.epoch();
     tokio::select! {
         lost = held.renew() => return Err(lost.into()),
-        ended = lead(config, client, metrics, epoch) => return ended,
+        ended = lead(config, client, metrics, identity, epoch) => return ended,
         () = stop.cancelled() => {}
     }
     // Whatever was begun has been dropped: the next leader may begin at once.
@@ -144,6 +169,7 @@ async fn lead(
     config: &Config,
     client: Client,
     metrics: Arc<Metrics>,
+    identity: Identity,
     epoch: Epoch,
 ) -> Result<(), Failure> {
     let speaker = Speaker {
@@ -167,11 +193,13 @@ async fn lead(
     ) = queues();
     let (caches, mut work) = Caches::new(&client, wake);
     let concerned = caches.clone();
-    let agents = Agents::new(speaker, move |change| concerned.agent_changed(change));
+    let own = identity.own.clone();
+    let agents = Agents::new(speaker, own, move |change| concerned.agent_changed(change));
     let sight = Arc::new(Sight::new(
         caches.clone(),
         agents.clone(),
         Arc::<Ledger>::default(),
+        identity.clone(),
     ));
     metrics.leading(sight.clone());
     let context = Arc::new(Context {
@@ -185,7 +213,18 @@ async fn lead(
         transfers: config.max_transfers as usize,
         per_source: config.max_transfers_per_source as usize,
     };
-    let (found, all_found) = oneshot::channel();
+    let (found, all_found) = oneshot::channel::<()>();
+    let asked = agents.clone();
+    let all_asked = async move {
+        let _ = all_found.await;
+        asked.all_tried().await;
+    }
+    .shared();
+    let woken = caches.clone();
+    let authority = identity.lead(agents.clone(), all_asked.clone(), move || {
+        woken.wake_targets()
+    });
+    work.push(Box::pin(authority));
     let discovery = discover(
         agents.clone(),
         client,
@@ -199,11 +238,7 @@ async fn lead(
     let controllers: BoxFuture<'static, ()> = Box::pin(async move {
         caches.filled().await;
         // Nobody is to be told that agents are away that were only not asked yet.
-        let asked = async {
-            let _ = all_found.await;
-            agents.all_tried().await;
-        };
-        let _ = tokio::time::timeout(FIRST_ANSWERS, asked).await;
+        let _ = tokio::time::timeout(FIRST_ANSWERS, all_asked).await;
         info!("objects and agents are known; reconciling");
         let caches = caches.as_ref();
         select_all([

@@ -2,7 +2,7 @@
 //! their object.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use icbd_crds::VMImage;
 use jiff::Timestamp;
@@ -11,7 +11,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
@@ -22,6 +22,9 @@ pub(crate) struct Metrics {
     registry: Registry,
     reconciles: Family<Reconcile, Counter>,
     seconds: Family<Kind, Histogram>,
+    refused_connections: Family<Refused, Counter>,
+    refused_enrolments: Family<Reason, Counter>,
+    expiry: Family<Certificate, Gauge>,
     /// Set once this process leads.
     sight: Arc<OnceLock<Arc<Sight>>>,
 }
@@ -35,6 +38,22 @@ struct Kind {
 struct Reconcile {
     kind: String,
     result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    port: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Certificate {
+    kind: &'static str,
 }
 
 impl Metrics {
@@ -55,14 +74,59 @@ impl Metrics {
             Unit::Seconds,
             seconds.clone(),
         );
+        let refused_connections = Family::<Refused, Counter>::default();
+        registry.register(
+            "refused_connections",
+            "Connections that were refused, by port and reason",
+            refused_connections.clone(),
+        );
+        let refused_enrolments = Family::<Reason, Counter>::default();
+        registry.register(
+            "enrolments_refused",
+            "Requests for a certificate that were refused, by reason",
+            refused_enrolments.clone(),
+        );
+        let expiry = Family::<Certificate, Gauge>::default();
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the operator's own certificate, and the certificate authority's, expires, in seconds since the Unix epoch; 0: there is none",
+            expiry.clone(),
+        );
         let sight = Arc::<OnceLock<Arc<Sight>>>::default();
         registry.register_collector(Box::new(State(sight.clone())));
         Metrics {
             registry,
             reconciles,
             seconds,
+            refused_connections,
+            refused_enrolments,
+            expiry,
             sight,
         }
+    }
+
+    /// A connection was refused.
+    pub(crate) fn connection_refused(&self, port: &'static str, reason: &'static str) {
+        let refused = Refused { port, reason };
+        self.refused_connections.get_or_create(&refused).inc();
+    }
+
+    /// A request for a certificate was refused.
+    pub(crate) fn enrolment_refused(&self, reason: &'static str) {
+        self.refused_enrolments
+            .get_or_create(&Reason { reason })
+            .inc();
+    }
+
+    /// Until when a certificate is valid: `operator`, this replica's own, or `ca`.
+    pub(crate) fn set_expiry(&self, kind: &'static str, until: Option<SystemTime>) {
+        let since = until.and_then(|until| until.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let seconds = since.map_or(0, |since| {
+            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+        });
+        self.expiry
+            .get_or_create(&Certificate { kind })
+            .set(seconds);
     }
 
     /// From now on this process leads, and knows this.

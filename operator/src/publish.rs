@@ -31,7 +31,7 @@ pub(crate) struct Publisher {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct News {
     pub(crate) warning: bool,
-    pub(crate) reason: Reason,
+    pub(crate) reason: &'static str,
     pub(crate) note: String,
 }
 
@@ -214,6 +214,7 @@ pub(crate) fn news(before: &[Condition], after: &[Condition]) -> Vec<News> {
         let Some(reason) = Reason::from_name(&now.reason) else {
             continue;
         };
+        let reason = reason.as_str();
         if news.iter().all(|other| other.reason != reason) {
             news.push(News {
                 warning,

@@ -83,6 +83,7 @@ pub(crate) fn needs_a_person(reason: Reason) -> bool {
             | Reason::InvalidArgument
             | Reason::VersionMismatch
             | Reason::ConfirmationRequired
+            | Reason::CALost
     )
 }
 

@@ -24,6 +24,8 @@ pub struct Facts<'a> {
     pub nodes: &'a BTreeMap<NodeName, Node>,
     /// How many images each node holds snapshots of.
     pub images: &'a BTreeMap<NodeName, u32>,
+    /// What is wrong with the certificate authority, where only a person can help.
+    pub ca_lost: Option<&'a str>,
 }
 
 /// For how long a node counts as wanted after its object is gone: it may have been replaced under
@@ -39,7 +41,7 @@ pub fn plan(facts: &Facts<'_>, now: Timestamp) -> (ReplicationTargetStatus, Opti
         .filter_map(|since| since.0.checked_add(REMEMBER_GONE).ok())
         .min();
     let ready = rows.iter().filter(|row| row.ready).count();
-    let verdicts = match refusal(facts.spec, &rows, ready) {
+    let mut verdicts = match refusal(facts.spec, &rows, ready) {
         None => vec![Verdict::holds(
             ConditionType::Ready,
             Reason::NodesReady,
@@ -47,6 +49,11 @@ pub fn plan(facts: &Facts<'_>, now: Timestamp) -> (ReplicationTargetStatus, Opti
         )],
         Some(refusal) => not_ready(&refusal),
     };
+    if let Some(why) = facts.ca_lost {
+        // What works goes on until certificates expire; a person has to act before that.
+        verdicts.retain(|verdict| verdict.type_ != ConditionType::Reconciling);
+        verdicts.push(Verdict::holds(ConditionType::Stalled, Reason::CALost, why));
+    }
     let status = ReplicationTargetStatus {
         conditions: merge(&facts.status.conditions, verdicts, facts.generation, now),
         observed_generation: facts.generation,
@@ -181,6 +188,15 @@ mod tests {
         previous: &ReplicationTargetStatus,
         now: i64,
     ) -> ReplicationTargetStatus {
+        planned_with(None, nodes, previous, now)
+    }
+
+    fn planned_with(
+        ca_lost: Option<&str>,
+        nodes: &str,
+        previous: &ReplicationTargetStatus,
+        now: i64,
+    ) -> ReplicationTargetStatus {
         let image = image(nodes);
         let spec = target("edge").spec.unwrap();
         let facts = Facts {
@@ -189,6 +205,7 @@ mod tests {
             status: previous,
             nodes: &image.nodes,
             images: &BTreeMap::new(),
+            ca_lost,
         };
         plan(&facts, at(now)).0
     }
@@ -222,6 +239,26 @@ mod tests {
         );
         let over = planned("n1", &later, day + 11);
         assert_eq!(over.ready_nodes.as_deref(), Some("1/1"));
+    }
+
+    #[test]
+    fn a_target_is_stalled_while_the_authority_of_the_identity_is_lost_and_no_longer() {
+        for nodes in ["n1 | n2", "n1 | n2 away"] {
+            let before = planned(nodes, &Default::default(), 0);
+            let lost = planned_with(Some("Secret icbd-ca is gone"), nodes, &before, 1);
+            let stalled = condition(&lost.conditions, ConditionType::Stalled).unwrap();
+            assert_eq!(
+                (&*stalled.status, &*stalled.reason, &*stalled.message),
+                ("True", "CALost", "Secret icbd-ca is gone")
+            );
+            assert!(condition(&lost.conditions, ConditionType::Reconciling).is_none());
+            let ready = |status: &ReplicationTargetStatus| {
+                condition(&status.conditions, ConditionType::Ready).cloned()
+            };
+            assert_eq!(ready(&lost), ready(&before));
+            let over = planned(nodes, &lost, 2);
+            assert!(condition(&over.conditions, ConditionType::Stalled).is_none());
+        }
     }
 
     #[test]

@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use icbd_net::{Fingerprint, Name, grpc};
 use icbd_planner::{ImageKey, Inventory, NodeName, Pool, SnapshotNumber};
 use icbd_wire::control as pb;
 use icbd_wire::control::agent_client::AgentClient;
 use icbd_wire::control::agent_event::Event;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
@@ -56,7 +57,7 @@ struct Told {
 
 /// Dials, and takes in all that the agent knows.
 async fn watch(agents: &Agents, node: &NodeName, address: SocketAddr) -> Result<Told, String> {
-    let channel = dial(address).await.map_err(|error| explain(&error))?;
+    let channel = dial(agents, node, address).await?;
     let mut client = AgentClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE);
     let request = pb::WatchRequest {
         fence: Some(agents.speaker.fence()),
@@ -68,10 +69,12 @@ async fn watch(agents: &Agents, node: &NodeName, address: SocketAddr) -> Result<
         Err(_) => return Err("no answer to Watch".to_owned()),
     };
     let mut described = None;
+    let mut trusted = BTreeSet::new();
     let mut images = Vec::new();
     let mut transfers = Vec::new();
     loop {
         match next(&mut stream).await? {
+            Event::Trusted(told) => trusted = fingerprints(told),
             Event::Described(description) => described = Some(description),
             Event::Pool(pool) => {
                 if let Some(description) = &mut described {
@@ -81,7 +84,6 @@ async fn watch(agents: &Agents, node: &NodeName, address: SocketAddr) -> Result<
             Event::Image(image) => images.push(image),
             Event::ImageGone(gone) => images.retain(|image| image.image.as_ref() != Some(&gone)),
             Event::Transfer(transfer) => transfers.push(transfer),
-            Event::Trusted(_) => {}
             Event::Synced(_) => break,
         }
     }
@@ -93,22 +95,44 @@ async fn watch(agents: &Agents, node: &NodeName, address: SocketAddr) -> Result<
         ));
     }
     info!(%node, %address, version = description.agent_version, kernel = description.kernel_release, "in touch with the agent");
-    agents.told_all(node, address, client, description, images, transfers);
+    let all = Everything {
+        description,
+        trusted,
+        images,
+        transfers,
+    };
+    agents.told_all(node, address, client, all);
     Ok(Told {
         synced: true,
         stream,
     })
 }
 
-async fn dial(address: SocketAddr) -> Result<Channel, tonic::transport::Error> {
-    Endpoint::from_shared(format!("http://{address}"))?
+/// All that an agent tells at first.
+struct Everything {
+    description: pb::DescribeResponse,
+    trusted: BTreeSet<Fingerprint>,
+    images: Vec<pb::ImageInventory>,
+    transfers: Vec<pb::Transfer>,
+}
+
+/// Connects with mutual proof: to the agent of this node, and to nobody else at its address.
+async fn dial(agents: &Agents, node: &NodeName, address: SocketAddr) -> Result<Channel, String> {
+    let identity = agents.own.identity(CONNECT_WITHIN).await;
+    let identity = identity.ok_or("the operator has no certificate of its own")?;
+    let peer = Name::agent(identity.current().name().trust_domain(), &node.0);
+    let endpoint = grpc::endpoint()
         .connect_timeout(CONNECT_WITHIN)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(LOST_AFTER)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
-        .connect()
-        .await
+        .keep_alive_while_idle(true);
+    let channel = grpc::dial(endpoint, address, identity, peer).await;
+    channel.map_err(|error| explain(&error))
+}
+
+fn fingerprints(told: pb::Trusted) -> BTreeSet<Fingerprint> {
+    let told = told.fingerprints.into_iter();
+    told.map(Fingerprint::told).collect()
 }
 
 /// tonic's own text says "transport error"; what people need is behind it.
@@ -161,6 +185,7 @@ impl<'a> Presence<'a> {
         let link = Link {
             contact: Contact::Untried,
             inventories: Default::default(),
+            trusted: Default::default(),
         };
         agents
             .write()
@@ -194,10 +219,14 @@ impl Agents {
         node: &NodeName,
         address: SocketAddr,
         client: AgentClient<Channel>,
-        description: pb::DescribeResponse,
-        images: Vec<pb::ImageInventory>,
-        transfers: Vec<pb::Transfer>,
+        all: Everything,
     ) {
+        let Everything {
+            description,
+            trusted,
+            images,
+            transfers,
+        } = all;
         let contact = Contact::Made {
             pool: Box::new(convert::pool(description.pool.unwrap_or_default())),
             data_port: u16::try_from(description.data_port).unwrap_or(icbd_crds::names::DATA_PORT),
@@ -221,6 +250,7 @@ impl Agents {
             let link = Link {
                 contact,
                 inventories: inventories.clone(),
+                trusted,
             };
             let old = state
                 .links
@@ -230,6 +260,7 @@ impl Agents {
             let old = old.unwrap_or(Link {
                 contact: Contact::Lost(String::new()),
                 inventories: Default::default(),
+                trusted: Default::default(),
             });
             self.tried(&old.contact);
             let keys: BTreeSet<&ImageKey> =
@@ -243,9 +274,11 @@ impl Agents {
             }
         }
         changes.into_iter().for_each(|change| self.report(change));
+        self.trust_changed();
     }
 
     fn told(&self, node: &NodeName, address: SocketAddr, event: Event) {
+        let is_of_trust = matches!(event, Event::Trusted(_));
         let change = {
             let mut state = self.write();
             if let Event::Transfer(transfer) = event {
@@ -260,6 +293,9 @@ impl Agents {
                 link.and_then(|link| take_in(link, node, event))
             }
         };
+        if is_of_trust {
+            self.trust_changed();
+        }
         if let Some(change) = change {
             self.report(change);
         }
@@ -282,6 +318,7 @@ impl Agents {
             }
         }
         self.report(Change::Node(node.clone()));
+        self.trust_changed();
     }
 
     fn gone(&self, node: &NodeName, address: SocketAddr) {
@@ -299,6 +336,7 @@ impl Agents {
             }
         }
         self.report(Change::Node(node.clone()));
+        self.trust_changed();
     }
 }
 
@@ -326,7 +364,11 @@ fn take_in(link: &mut Link, node: &NodeName, event: Event) -> Option<Change> {
                 numbers: differing(Some(&old), None),
             })
         }
-        Event::Transfer(_) | Event::Trusted(_) | Event::Synced(_) => None,
+        Event::Trusted(told) => {
+            link.trusted = fingerprints(told);
+            None
+        }
+        Event::Transfer(_) | Event::Synced(_) => None,
     }
 }
 

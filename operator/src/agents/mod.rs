@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use icbd_net::Fingerprint;
 use icbd_planner::quota::{Taken, taken};
 use icbd_planner::{Agent, ImageKey, Inventory, NodeName, Pool, Refusal, SnapshotNumber, Transfer};
 use icbd_wire::control as pb;
@@ -20,6 +21,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
+use crate::identity::Own;
 use crate::lease::Epoch;
 use transfers::Transfers;
 
@@ -67,11 +69,15 @@ pub(crate) enum Change {
 /// The agents.
 pub(crate) struct Agents {
     speaker: Speaker,
+    /// What this replica shows to agents.
+    own: Own,
     state: RwLock<State>,
     changed: Box<dyn Fn(Change) + Send + Sync>,
     node_version: AtomicU64,
     /// How many connections have not been tried yet.
     untried: watch::Sender<usize>,
+    /// Grows when what agents in touch believe changes.
+    trust: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -85,6 +91,8 @@ struct State {
 struct Link {
     contact: Contact,
     inventories: BTreeMap<ImageKey, Arc<Inventory>>,
+    /// The authorities that it believes.
+    trusted: BTreeSet<Fingerprint>,
 }
 
 enum Contact {
@@ -131,14 +139,17 @@ impl Agents {
     /// `changed` is called after every change, and must not wait.
     pub(crate) fn new(
         speaker: Speaker,
+        own: Own,
         changed: impl Fn(Change) + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Agents {
             speaker,
+            own,
             state: RwLock::default(),
             changed: Box::new(changed),
             node_version: AtomicU64::new(0),
             untried: watch::Sender::new(0),
+            trust: watch::Sender::new(0),
         })
     }
 
@@ -171,6 +182,25 @@ impl Agents {
             .subscribe()
             .wait_for(|untried| *untried == 0)
             .await;
+    }
+
+    /// What each agent in touch believes.
+    pub(crate) fn trusted(&self) -> Vec<BTreeSet<Fingerprint>> {
+        let state = self.read();
+        let links = state.links.values().flat_map(BTreeMap::values);
+        links
+            .filter(|link| matches!(link.contact, Contact::Made { .. }))
+            .map(|link| link.trusted.clone())
+            .collect()
+    }
+
+    /// Tells when that changes.
+    pub(crate) fn trust(&self) -> watch::Receiver<u64> {
+        self.trust.subscribe()
+    }
+
+    fn trust_changed(&self) {
+        self.trust.send_modify(|version| *version += 1);
     }
 
     /// The agent on a node.

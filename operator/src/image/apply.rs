@@ -91,7 +91,7 @@ async fn adopt(
                 );
                 let news = News {
                     warning: true,
-                    reason: Reason::Conflict,
+                    reason: Reason::Conflict.as_str(),
                     note,
                 };
                 context.publisher.news(image, vec![news]).await;

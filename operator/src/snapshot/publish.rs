@@ -81,7 +81,7 @@ fn failures(before: &[SnapshotReplica], after: &[SnapshotReplica]) -> Vec<News> 
         );
         Some(News {
             warning: true,
-            reason,
+            reason: reason.as_str(),
             note,
         })
     })

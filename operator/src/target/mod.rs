@@ -17,12 +17,14 @@ pub(crate) async fn reconcile(
     context: Arc<Context>,
 ) -> Result<Action, Error> {
     let before = target.status.clone().unwrap_or_default();
+    let problem = context.sight.identity.problem();
     let facts = Facts {
         spec: &target.spec,
         generation: target.metadata.generation,
         status: &before,
         nodes: &context.sight.nodes(),
         images: &context.agents.images_held(),
+        ca_lost: problem.as_deref(),
     };
     let now = Timestamp::now();
     let (after, look_again) = plan(&facts, now);
