@@ -29,5 +29,7 @@ pub const MAX_IMAGE_NAME: usize = 50;
 pub const CONTROL_PORT: u16 = 7440;
 /// Agents receive data from other agents here.
 pub const DATA_PORT: u16 = 7441;
+/// Agents get their certificates from the operator here.
+pub const ENROLMENT_PORT: u16 = 7442;
 /// Operator and agents serve health and metrics here.
 pub const HEALTH_PORT: u16 = 9440;
