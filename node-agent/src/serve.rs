@@ -70,17 +70,32 @@ pub(crate) struct Options {
 struct OriginOptions {
     /// Where the certificate is, if somebody else keeps it: tls.crt, tls.key and ca.crt, which are
     /// read again when they change.
-    #[arg(long, env = "ICBD_IDENTITY_DIR", value_name = "DIR", conflicts_with = "enrol_at")]
+    #[arg(
+        long,
+        env = "ICBD_IDENTITY_DIR",
+        value_name = "DIR",
+        conflicts_with = "enrol_at"
+    )]
     identity_dir: Option<PathBuf>,
     /// Whom to ask for a certificate: the operator.
     #[arg(long, env = "ICBD_ENROL_AT", value_name = "HOST:PORT", requires_all = ["trust_dir", "token_file", "trust_domain"])]
     enrol_at: Option<String>,
     /// Where ca.crt is, the certificates of the authorities that are believed; it is read again
     /// when it changes.
-    #[arg(long, env = "ICBD_TRUST_DIR", value_name = "DIR", requires = "enrol_at")]
+    #[arg(
+        long,
+        env = "ICBD_TRUST_DIR",
+        value_name = "DIR",
+        requires = "enrol_at"
+    )]
     trust_dir: Option<PathBuf>,
     /// The ServiceAccount token that says which pod this is.
-    #[arg(long, env = "ICBD_TOKEN_FILE", value_name = "FILE", requires = "enrol_at")]
+    #[arg(
+        long,
+        env = "ICBD_TOKEN_FILE",
+        value_name = "FILE",
+        requires = "enrol_at"
+    )]
     token_file: Option<PathBuf>,
     /// The installation that operator and agents are of, as certificates name it.
     #[arg(long, env = "ICBD_TRUST_DOMAIN", requires = "enrol_at")]
@@ -143,7 +158,9 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
         pool: None,
     });
     let counted = Arc::clone(&metrics);
-    let refused = Arc::new(Refused::new(move |port, reason| counted.refused(port, reason)));
+    let refused = Arc::new(Refused::new(move |port, reason| {
+        counted.refused(port, reason)
+    }));
     let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
     let standing = Standing::new();
     let state = Health {

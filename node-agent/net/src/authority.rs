@@ -106,8 +106,7 @@ impl Authority {
     /// They are not what they should be, or do not belong together.
     pub fn load(certificate: &[u8], key: &[u8]) -> Result<Self, AuthorityError> {
         let undecoded = |why: &dyn std::fmt::Display| AuthorityError::Certificate(why.to_string());
-        let der =
-            CertificateDer::from_pem_slice(certificate).map_err(|error| undecoded(&error))?;
+        let der = CertificateDer::from_pem_slice(certificate).map_err(|error| undecoded(&error))?;
         let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| undecoded(&error))?;
         check(&parsed)?;
         let key_pem = String::from_utf8_lossy(key).into_owned();

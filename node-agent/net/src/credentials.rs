@@ -301,9 +301,17 @@ pub(crate) mod tests {
         let name = Name::operator("standalone");
         let leaf = one.issue(&name, &key.public().unwrap(), validity).unwrap();
         for (certificate, key, why) in [
-            (one.certificate_pem(), other.key_pem(), "not that of the certificate"),
+            (
+                one.certificate_pem(),
+                other.key_pem(),
+                "not that of the certificate",
+            ),
             (one.certificate_pem(), "no key", "key does not decode"),
-            ("no certificate", one.key_pem(), "certificate does not decode"),
+            (
+                "no certificate",
+                one.key_pem(),
+                "certificate does not decode",
+            ),
             (&*leaf, &*key.pem(), "not one of an authority"),
         ] {
             let message = load(certificate, key).unwrap_err().to_string();
@@ -312,6 +320,11 @@ pub(crate) mod tests {
         let endless = ["a234567890"; 25].join(".");
         let endless = Name::agent("standalone", &endless);
         let refused = one.issue(&endless, &key.public().unwrap(), validity);
-        assert!(refused.unwrap_err().to_string().contains("cannot be the name"));
+        assert!(
+            refused
+                .unwrap_err()
+                .to_string()
+                .contains("cannot be the name")
+        );
     }
 }

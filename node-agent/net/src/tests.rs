@@ -4,7 +4,6 @@ use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rcgen::CertifiedKey;
 use rustls::client::ResolvesClientCert;
@@ -141,10 +140,7 @@ async fn a_stranger_from_another_authority_is_refused_at_both_ends() {
     let [_, other] = networks(["one", "other"]);
     let (here, there) = meet(&one, "other", &other).await;
     let (here, there) = (words(here), words(there));
-    assert!(
-        here.contains("invalid peer certificate"),
-        "{here}"
-    );
+    assert!(here.contains("invalid peer certificate"), "{here}");
     assert!(there.contains("alert"), "{there}");
 }
 

@@ -88,7 +88,14 @@ mod tests {
     use super::super::throwaway;
     use super::*;
 
-    fn write(dir: &Path, Pem { chain, key, authorities }: &Pem) {
+    fn write(
+        dir: &Path,
+        Pem {
+            chain,
+            key,
+            authorities,
+        }: &Pem,
+    ) {
         fs::write(dir.join("tls.crt"), chain).unwrap();
         fs::write(dir.join("tls.key"), key).unwrap();
         fs::write(dir.join("ca.crt"), authorities).unwrap();

@@ -26,16 +26,18 @@ pub(crate) fn pair(nodes: [&str; 2]) -> Result<[Identity; 2]> {
             not_after: SystemTime::now() + CENTURY,
         };
         let authority = Authority::generate(TRUST_DOMAIN, validity)?;
-        let [a, b] = nodes.map(|node| -> Result<_, Box<dyn std::error::Error + Send + Sync>> {
-            let key = Key::generate()?;
-            let name = Name::agent(TRUST_DOMAIN, node);
-            let credentials = Credentials::new(Pem {
-                chain: authority.issue(&name, &key.public()?, validity)?.into(),
-                key: key.pem().into(),
-                authorities: authority.certificate_pem().into(),
-            })?;
-            Ok(Identity::new(credentials))
-        });
+        let [a, b] = nodes.map(
+            |node| -> Result<_, Box<dyn std::error::Error + Send + Sync>> {
+                let key = Key::generate()?;
+                let name = Name::agent(TRUST_DOMAIN, node);
+                let credentials = Credentials::new(Pem {
+                    chain: authority.issue(&name, &key.public()?, validity)?.into(),
+                    key: key.pem().into(),
+                    authorities: authority.certificate_pem().into(),
+                })?;
+                Ok(Identity::new(credentials))
+            },
+        );
         Ok([a?, b?])
     };
     made().map_err(unusable("make identities for this process".into()))

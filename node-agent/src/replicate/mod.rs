@@ -218,7 +218,10 @@ async fn connect() -> Result<(Stream, Stream)> {
         let (stream, _) = accepted.map_err(Error::io("accept a connection on loopback"))?;
         let accepted = receiver.accept(stream).await;
         let (stream, _) = accepted.map_err(|refusal| {
-            Error::refused(Reason::PeerLost, format!("cannot be sure who it is: {refusal}"))
+            Error::refused(
+                Reason::PeerLost,
+                format!("cannot be sure who it is: {refusal}"),
+            )
         })?;
         Ok(stream)
     };

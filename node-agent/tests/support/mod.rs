@@ -181,6 +181,12 @@ impl Node {
 
     /// Starts an agent with more arguments.
     pub fn start_with(&mut self, arguments: &[&str]) {
+        let identity = self.identity().to_str().unwrap().to_owned();
+        self.start_as(&[&["--identity-dir", &identity], arguments].concat());
+    }
+
+    /// Starts an agent whose arguments say where its identity comes from.
+    pub fn start_as(&mut self, arguments: &[&str]) {
         assert!(self.agent.is_none(), "an agent runs already");
         let mut child = Command::new(env!("CARGO_BIN_EXE_icbd-agent"))
             .args(["serve", "--node-name", self.name, "--pool"])
@@ -191,8 +197,7 @@ impl Node {
                 "--data-listen",
                 "127.0.0.1:0",
             ])
-            .args(["--health-listen", "127.0.0.1:0", "--identity-dir"])
-            .arg(self.identity())
+            .args(["--health-listen", "127.0.0.1:0"])
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

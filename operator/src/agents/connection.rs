@@ -81,6 +81,7 @@ async fn watch(agents: &Agents, node: &NodeName, address: SocketAddr) -> Result<
             Event::Image(image) => images.push(image),
             Event::ImageGone(gone) => images.retain(|image| image.image.as_ref() != Some(&gone)),
             Event::Transfer(transfer) => transfers.push(transfer),
+            Event::Trusted(_) => {}
             Event::Synced(_) => break,
         }
     }
@@ -325,7 +326,7 @@ fn take_in(link: &mut Link, node: &NodeName, event: Event) -> Option<Change> {
                 numbers: differing(Some(&old), None),
             })
         }
-        Event::Transfer(_) | Event::Synced(_) => None,
+        Event::Transfer(_) | Event::Trusted(_) | Event::Synced(_) => None,
     }
 }
 

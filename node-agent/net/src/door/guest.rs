@@ -105,10 +105,7 @@ pub struct Guests<S> {
 }
 
 impl<S> Guests<S> {
-    pub(super) fn new(
-        receiver: mpsc::Receiver<Guest<S>>,
-        address: io::Result<SocketAddr>,
-    ) -> Self {
+    pub(super) fn new(receiver: mpsc::Receiver<Guest<S>>, address: io::Result<SocketAddr>) -> Self {
         Self { receiver, address }
     }
 }
