@@ -52,7 +52,15 @@ impl Cluster {
     /// # Errors
     /// When it fails.
     pub async fn kubectl(&self, arguments: &[&str]) -> Outcome<String> {
-        let output = self.try_kubectl(arguments, "").await?;
+        self.kubectl_with(arguments, "").await
+    }
+
+    /// Runs kubectl with `input` to read, and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub async fn kubectl_with(&self, arguments: &[&str], input: &str) -> Outcome<String> {
+        let output = self.try_kubectl(arguments, input).await?;
         succeeded("kubectl".as_ref(), arguments, output)
     }
 

@@ -1,5 +1,6 @@
 //! The product's own pods: who leads, killing one as a crash would, waiting until all is well.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -7,7 +8,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
 
-use crate::{Cluster, Failure, Outcome, SYSTEM_NAMESPACE, within};
+use crate::{CA_SECRET, Cluster, Failure, Outcome, SYSTEM_NAMESPACE, TRUST, within};
 
 /// Long enough for a pod to be started anew, its back-off after a few crashes included.
 const RECOVERY: Duration = Duration::from_secs(120);
@@ -105,6 +106,55 @@ impl Cluster {
         Ok(self.node(node).sh(&list).await?.trim().to_owned())
     }
 
+    /// Memory that belongs to the process of a pod's only container alone, KiB.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn rss_anon(&self, pod: &Pod) -> Outcome<u64> {
+        let (node, _) = running(pod)?;
+        let process = self.process(pod).await?;
+        let ask = format!("awk '/^RssAnon/ {{ print $2 }}' /proc/{process}/status");
+        let kib = self.node(node).sh(&ask).await?;
+        kib.trim().parse().map_err(|_| {
+            Failure::Unexpected(format!("RssAnon of {:?} is {kib:?}", pod.metadata.name))
+        })
+    }
+
+    /// Uninstalls the product, deletes the certificate authority that stays, and installs the product
+    /// with the values that it had and these options of helm.
+    ///
+    /// # Errors
+    /// When helm fails.
+    pub async fn installed_anew(&self, options: &[&str]) -> Outcome {
+        let values = self
+            .helm(&["get", "values", "icbd", "-o", "yaml"], "")
+            .await?;
+        let uninstall = ["uninstall", "icbd", "--wait", "--timeout=2m"];
+        self.helm(&uninstall, "").await?;
+        let forget = [
+            "delete",
+            "--ignore-not-found",
+            "-n",
+            SYSTEM_NAMESPACE,
+            &format!("secret/{CA_SECRET}"),
+            &format!("configmap/{TRUST}"),
+        ];
+        self.kubectl(&forget).await?;
+        let chart = self.chart();
+        let install = [
+            "install",
+            "icbd",
+            &chart,
+            "--wait",
+            "--timeout=3m",
+            "--values",
+            "-",
+        ];
+        self.helm(&[&install[..], options].concat(), &values)
+            .await?;
+        self.product_is_ready().await
+    }
+
     /// Waits until every operator and every agent is ready, as after an installation.
     ///
     /// # Errors
@@ -134,8 +184,34 @@ fn holds(pod: &Pod, holder: Option<&str>) -> bool {
     name.is_some() && name == pod.metadata.name.as_deref()
 }
 
+/// Where a pod is reached on one of its ports.
+///
+/// # Errors
+/// When it has no address yet.
+pub fn address_of(pod: &Pod, port: u16) -> Outcome<SocketAddr> {
+    let ip = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.pod_ip.as_deref());
+    let ip = ip
+        .and_then(|ip| ip.parse().ok())
+        .ok_or_else(|| Failure::Unexpected(format!("{:?} has no address", pod.metadata.name)))?;
+    Ok(SocketAddr::new(ip, port))
+}
+
+/// How often a pod's only container has been started anew.
+pub fn restarts(pod: &Pod) -> i32 {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    statuses
+        .and_then(|all| all.first())
+        .map_or(0, |container| container.restart_count)
+}
+
 /// The node that a pod runs on.
-pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
+pub fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref()
 }
 

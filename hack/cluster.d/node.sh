@@ -53,6 +53,8 @@ clusterDNS: [$(network).1]
 clusterDomain: cluster.local
 resolvConf: ""
 nodeStatusUpdateFrequency: 5s
+# How long a change of a ConfigMap takes to reach the pods that mount it; a minute otherwise.
+syncFrequency: 10s
 nodeLeaseDurationSeconds: 12
 YAML
     mv "$dir.new" "$dir"

@@ -75,6 +75,8 @@ async fn helm_uninstall_and_install_again_lose_nothing_and_find_their_pools() ->
             Ok(pools)
         };
         let before = pools().await?;
+        let authority = s.cluster.signing().await?;
+        assert!(authority.is_some());
 
         let values = s
             .cluster
@@ -106,6 +108,7 @@ async fn helm_uninstall_and_install_again_lose_nothing_and_find_their_pools() ->
         s.numbers_become("disk", &NODES, &[1, 2, 3]).await?;
         s.same_content("disk", 3, &NODES).await?;
         assert_eq!(pools().await?, before);
+        assert_eq!(s.cluster.signing().await?, authority);
         let again = s.replicated("first").await?;
         assert_eq!(
             bytes_sent(&again),

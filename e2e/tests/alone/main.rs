@@ -2,6 +2,9 @@
 //! run one after the other, and each finds the cluster whole.
 
 mod agents;
+mod authority;
+mod enrolment;
+mod flood;
 mod helm;
 mod idle;
 mod kills;
@@ -10,6 +13,7 @@ mod lost_primary;
 mod node_away;
 mod pool;
 mod restarts;
+mod rotation;
 
 use icbd_e2e::{Cluster, Outcome, POOL, Scenario};
 

@@ -10,5 +10,6 @@ mod order;
 mod pod_security;
 mod ports;
 mod rights;
+mod strangers;
 mod tenancy;
 mod transfers;

@@ -1,50 +1,26 @@
 //! Anyone in the cluster can connect to the agents' ports, unless NetworkPolicies are enforced, which
-//! the test cluster's network plug-in does not: what is no protocol is turned away.
+//! the test cluster's network plug-in does not: what is no protocol is turned away. Who
+//! speaks it and is nobody of the installation: `strangers.rs`.
 
 use std::collections::BTreeSet;
 
-use icbd_crds::names::{CONTROL_PORT, DATA_PORT, HEALTH_PORT};
-use icbd_e2e::{Cluster, Component, Outcome, SYSTEM_NAMESPACE, Scenario};
+use icbd_crds::names::{CONTROL_PORT, DATA_PORT, ENROLMENT_PORT, HEALTH_PORT};
+use icbd_e2e::{
+    Cluster, Component, Outcome, SYSTEM_NAMESPACE, Scenario, address_of, node_of, restarts,
+};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::Api;
 use serde_json::json;
 
-/// Memory that belongs to the process alone, KiB.
-async fn rss_anon(cluster: &Cluster, node: &str, process: &str) -> Outcome<u64> {
-    let ask = format!("awk '/^RssAnon/ {{ print $2 }}' /proc/{process}/status");
-    Ok(cluster
-        .node(node)
-        .sh(&ask)
-        .await?
-        .trim()
-        .parse()
-        .unwrap_or(u64::MAX))
-}
-
-fn restarts(pod: &Pod) -> i32 {
-    let statuses = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.container_statuses.as_ref());
-    statuses
-        .and_then(|all| all.first())
-        .map_or(0, |container| container.restart_count)
-}
-
 #[tokio::test]
 #[ignore = "needs the test cluster"]
 async fn garbage_on_both_ports_of_an_agent_harms_nothing() -> Outcome {
     Scenario::run("garbage", async |s| {
         let agent = s.cluster.agent("node-2").await?;
-        let process = s.cluster.process(&agent).await?;
-        let address = agent
-            .status
-            .as_ref()
-            .and_then(|status| status.pod_ip.clone());
-        let address = address.unwrap_or_default();
-        let before = rss_anon(&s.cluster, "node-2", &process).await?;
+        let address = address_of(&agent, CONTROL_PORT)?.ip();
+        let before = s.cluster.rss_anon(&agent).await?;
         // Noise, a length of four billion, a request of another protocol, silence; many at once.
         // An agent that hangs up while it is written to is an agent that refuses.
         let hostile = format!(
@@ -72,7 +48,7 @@ async fn garbage_on_both_ports_of_an_agent_harms_nothing() -> Outcome {
             restarts(&agent),
             "the agent was started anew"
         );
-        let after = rss_anon(&s.cluster, "node-2", &process).await?;
+        let after = s.cluster.rss_anon(&agent_now).await?;
         println!("agent's own memory: {before} KiB before, {after} KiB after");
         assert!(after < before + 64 * 1024, "from {before} to {after} KiB");
         Ok(())
@@ -82,7 +58,7 @@ async fn garbage_on_both_ports_of_an_agent_harms_nothing() -> Outcome {
 
 /// The ports on which anything in a pod listens.
 async fn listening(cluster: &Cluster, pod: &Pod) -> Outcome<BTreeSet<u16>> {
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+    let node = node_of(pod);
     let process = cluster.process(pod).await?;
     // 0A is a TCP socket that listens; its port is in hexadecimal.
     let ask = format!(
@@ -119,10 +95,12 @@ async fn programs_listen_on_the_ports_that_their_network_policies_name_and_on_no
 {
     let cluster = Cluster::connect().await?;
     cluster.product_is_ready().await?;
-    let agents_ports = [CONTROL_PORT, DATA_PORT, HEALTH_PORT];
     for (component, ports) in [
-        (Component::Operator, &agents_ports[2..]),
-        (Component::Agent, &agents_ports[..]),
+        (Component::Operator, &[ENROLMENT_PORT, HEALTH_PORT][..]),
+        (
+            Component::Agent,
+            &[CONTROL_PORT, DATA_PORT, HEALTH_PORT][..],
+        ),
     ] {
         let expected: BTreeSet<u16> = ports.iter().copied().collect();
         let with_a_rule = with_a_rule(&cluster, component).await?;
