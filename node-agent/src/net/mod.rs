@@ -1,6 +1,7 @@
 //! Listening and dialling: the one place that knows how a connection comes about. Whoever uses one
 //! gets a stream of bytes and who is at its other end.
 
+mod reach;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -22,9 +23,6 @@ use crate::identity::{AgentName, Identity};
 use tls::TlsStream;
 
 pub(crate) use stream::Stream;
-
-/// How long a peer may take to answer to a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a peer may take to say who it is.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -66,21 +64,15 @@ impl Network {
         }
     }
 
-    /// Connects to the data port of the agent on `node`, and to no other.
+    /// Connects to the data port of the agent on `node`, and to no other. It may be just starting.
     pub(crate) async fn dial(&self, address: SocketAddr, node: &str) -> Result<Stream> {
         let failed = |what: &str, why: &dyn std::fmt::Display| {
             let message = format!("cannot {what} the receiver {node:?} at {address}: {why}");
             Error::refused(Reason::PeerUnreachable, message)
         };
         let unreachable = |why: &dyn std::fmt::Display| failed("connect to", why);
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+        let stream = reach::reach(address)
             .await
-            .map_err(|_| {
-                unreachable(&format_args!(
-                    "no answer within {} s",
-                    CONNECT_TIMEOUT.as_secs()
-                ))
-            })?
             .map_err(|error| unreachable(&error))?;
         stream
             .set_nodelay(true)
