@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Transfers, link};
+use super::{SETTLE, Transfers, link};
 use crate::error::{Error, Result};
 use crate::net::Stream;
 
@@ -73,9 +73,11 @@ impl Transfers {
 
     async fn greet(&self, stream: TcpStream) -> Result<()> {
         let mut stream = self.0.network.accept(stream).await?;
-        let claimed = link::read_hello(&mut stream)
-            .await
-            .and_then(|hello| Ok((self.claim(&hello, stream.peer())?, hello)));
+        let hello = match link::read_hello(&mut stream).await {
+            Ok(hello) => self.know(&hello).await.map(|()| hello),
+            Err(error) => Err(error),
+        };
+        let claimed = hello.and_then(|hello| Ok((self.claim(&hello, stream.peer())?, hello)));
         let (connected, hello) = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
@@ -89,6 +91,17 @@ impl Transfers {
                 "the transfer ended before its source connected",
             )
         })
+    }
+
+    /// Waits until it can be said whether a transfer is awaited: just started, this agent has not
+    /// found yet what was announced before.
+    async fn know(&self, hello: &Hello) -> Result<()> {
+        let is_known = self.expected().contains_key(&hello.transfer);
+        if is_known || self.0.images.settled_within(SETTLE).await {
+            return Ok(());
+        }
+        let message = "there is no pool here that is ready";
+        Err(Error::refused(Reason::PoolUnavailable, message))
     }
 
     /// Finds the transfer that a source says it is, and leaves it to others if that is not whom it
