@@ -10,7 +10,7 @@ use icbd_wire::data::Hello;
 use tokio::sync::oneshot;
 
 use super::Transfers;
-use super::listen::{Awaited, Incoming};
+use super::listen::Awaited;
 use super::ticket::{Ticket, now};
 use crate::error::{Error, Result};
 use crate::image::arrival::{self, Verdict};
@@ -211,7 +211,12 @@ impl Transfers {
         let (transfers, waiting) = (self.clone(), Arc::clone(&ticket));
         self.run(&ticket, async move {
             let left = announced.expected.left(now()).unwrap_or_default();
-            let connected = waiting.unless_stopped(within(left, connection)).await;
+            let connected = async {
+                let connected = tokio::time::timeout(left, connection).await;
+                let connected = connected.ok().and_then(|connected| connected.ok());
+                connected.ok_or_else(|| too_late(transfers.0.pace.expect))
+            };
+            let connected = waiting.unless_stopped(connected).await;
             let received = match connected {
                 Ok(incoming) => transfers.receive(&waiting, &announced, incoming).await,
                 Err(error) => Err(error),
@@ -242,14 +247,10 @@ impl Transfers {
     }
 }
 
-/// Waits for the source to connect.
-async fn within(left: Duration, connection: oneshot::Receiver<Incoming>) -> Result<Incoming> {
-    let connected = tokio::time::timeout(left, connection).await;
-    let connected = connected.ok().and_then(|connected| connected.ok());
-    connected.ok_or_else(|| {
-        let message = "the source did not connect in time";
-        Error::refused(Reason::TransferStalled, message)
-    })
+fn too_late(longest: Duration) -> Error {
+    let seconds = longest.as_secs();
+    let message = format!("the source did not connect within {seconds} s");
+    Error::refused(Reason::TransferStalled, message)
 }
 
 /// Whether an announcement outlives what became of it here: this agent ends, and nobody has come.
