@@ -243,6 +243,33 @@ async fn what_was_announced_is_awaited_again_when_the_pool_comes_after_the_agent
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
+async fn a_source_that_comes_before_the_pool_is_let_in_when_that_is_there() {
+    let mut pair = Pair::new().await;
+    let plan = pair.announce().await;
+    pair.receiver.kill();
+    pair.receiver.unmount();
+    pair.receiver.start();
+    pair.to = pair.receiver.operator().await;
+    pair.to.wait_pool(PoolState::NotMounted).await;
+    pair.send(&plan).await;
+    pair.source.logged("\"sending\"");
+    pair.receiver.mount(&pair.pools[1]);
+    succeeded(&pair.from.ended(&plan.transfer, Role::Source).await);
+    assert_eq!(pair.source.digest(1), pair.receiver.digest(1));
+
+    // It does not wait for ever.
+    let lazily = ["-l".into(), pair.receiver.pool().into_os_string()];
+    support::run("umount", lazily);
+    pair.to.wait_pool(PoolState::NotMounted).await;
+    let plan = plan.again();
+    pair.send(&plan).await;
+    let ended = pair.from.ended(&plan.transfer, Role::Source).await;
+    failed(&ended, Reason::PoolUnavailable);
+    assert!(ended.transient);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "needs root and btrfs"]
 async fn what_failed_because_the_pool_went_is_not_awaited_again_when_it_is_back() {
     let pair = Pair::new().await;
     let plan = pair.announce().await;
