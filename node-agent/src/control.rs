@@ -170,7 +170,7 @@ impl Agent for Control {
         let id = image::uuid("transfer", &transfer)?;
         self.admitted(&fence).await?;
         Ok(Response::new(CancelResponse {
-            existed: self.transfers.cancel(id),
+            existed: self.transfers.cancel(id).await,
         }))
     }
 

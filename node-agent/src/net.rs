@@ -1,8 +1,9 @@
 //! The connections between agents: whom this one dials, and whom it lets in. Whoever uses one gets a
 //! stream of bytes, and knows who is at its other end.
 
+mod reach;
+
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use icbd_net::{Identity, Name, Refusal, TlsStream, tls};
 use icbd_wire::control::Reason;
@@ -10,9 +11,6 @@ use icbd_wire::data::ALPN;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::error::{Error, Result};
-
-/// How long a peer may take to answer to a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Listens on `address`.
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
@@ -44,14 +42,8 @@ impl Network {
             Error::refused(Reason::PeerUnreachable, message)
         };
         let unreachable = |why: &dyn std::fmt::Display| failed("connect to", why);
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+        let stream = reach::reach(address)
             .await
-            .map_err(|_| {
-                unreachable(&format_args!(
-                    "no answer within {} s",
-                    CONNECT_TIMEOUT.as_secs()
-                ))
-            })?
             .map_err(|error| unreachable(&error))?;
         stream
             .set_nodelay(true)

@@ -57,6 +57,10 @@ pub(crate) struct Options {
     /// What arrives is kept, against crashes, no more often than every so many seconds.
     #[arg(long, env = "ICBD_CHECKPOINT_SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     checkpoint_seconds: u64,
+    /// The source of an announced transfer has so many seconds to connect. What was announced is
+    /// recorded and outlives this agent, its time does not stop meanwhile.
+    #[arg(long, env = "ICBD_EXPECT_SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=600))]
+    expect_seconds: u64,
     /// Who reads the data of snapshots that this agent sends: itself, or the kernel.
     #[arg(long, env = "ICBD_SEND_MODE", value_enum, default_value_t = ModeChoice::Extents)]
     send_mode: ModeChoice,
@@ -194,6 +198,7 @@ pub(crate) async fn serve(options: Options) -> Result<()> {
     let pace = Pace {
         stall: Duration::from_secs(options.stall_seconds),
         checkpoint: Duration::from_secs(options.checkpoint_seconds),
+        expect: Duration::from_secs(options.expect_seconds),
     };
     let transfers = Transfers::new(
         images.clone(),

@@ -74,7 +74,7 @@ impl Supervisor {
                 state => (reason_for(state), status.message.as_str()),
             };
             self.transfers.end_all(reason, message).await;
-            if ready && let Err(error) = self.images.settle().await {
+            if ready && let Err(error) = self.transfers.settle().await {
                 tracing::error!(%error, "cannot clean up after earlier transfers");
                 // Looked at again, it is as new as now.
                 return known;

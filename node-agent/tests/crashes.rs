@@ -225,8 +225,12 @@ async fn a_checkpoint_that_nothing_goes_on_from_expires() {
     date(&pair, "arriving/1.json", 7.1);
     looked(&pair).await;
     pair.is_kept();
-    // Nobody awaits one any more.
+    // It is awaited by the next agent as well.
     pair.to = pair.receiver.restart().await;
+    looked(&pair).await;
+    pair.is_kept();
+    // Nobody awaits one any more.
+    assert!(pair.to.cancel(&plan.transfer).await);
     let record = pair.receiver.meta("arriving/1.json");
     eventually("the end of the checkpoint", || {
         pair.receiver.entries().is_empty() && !record.exists()

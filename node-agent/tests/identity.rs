@@ -387,3 +387,26 @@ fn an_agent_does_not_start_as_somebody_else() {
         "{said}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "needs root and btrfs"]
+async fn who_is_not_the_announced_source_is_refused_by_a_receiver_that_was_started_anew_too() {
+    let authority = Authority::new("authority");
+    let mut pair = Pair::with([&authority; 2]).await;
+    let plan = Plan::full(&pair.snapshot);
+    pair.to.expect(pair.to.expect_request(&plan)).await.unwrap();
+    pair.receiver.kill();
+    pair.receiver.start();
+    // At once: what was announced may not have been found yet.
+    let port = pair.receiver.data();
+    let third = client(&authority, Some(authority.agent("third")));
+    let heard = say(third, port, &hello(&plan)).await.unwrap();
+    assert_eq!(refusal(&heard).0, data::FailureCode::NotExpected);
+    pair.receiver.logged("a transfer comes from the wrong node");
+    pair.to = pair.receiver.operator().await;
+    let request = pair.from.send_request(&plan, port);
+    pair.from.send(request).await.unwrap();
+    succeeded(&pair.from.ended(&plan.transfer, Role::Source).await);
+    succeeded(&pair.to.ended(&plan.transfer, Role::Receiver).await);
+    assert_eq!(pair.source.digest(1), pair.receiver.digest(1));
+}

@@ -48,6 +48,9 @@ pub(crate) fn delete_snapshot(
 /// Deletes all snapshots of an image and whatever of one is still arriving; which there were. Call
 /// it under the image's lock.
 pub(crate) fn delete_all(image: &ImageDir, meta: &Meta) -> Result<Vec<SnapshotNumber>> {
+    for number in meta.expected.numbers()? {
+        meta.expected.remove(number)?;
+    }
     let records = meta.read()?;
     let mut deleted = Vec::new();
     let disk = inventory::disk(image)?;
@@ -88,6 +91,7 @@ fn bury(
 ) -> Result<()> {
     meta.raise_highest(number)?;
     meta.tombstones.put(number, &tombstone)?;
+    meta.expected.remove(number)?;
     if inventory::snapshot(image, number)?.is_some() {
         remove(image, number, &number.to_string())?;
     }

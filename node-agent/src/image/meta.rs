@@ -2,7 +2,7 @@
 //! snapshots have, which numbers are used up. Pure files; what they decide is decided elsewhere.
 //!
 //! `image.json`, and one file a snapshot in `snapshots/`, a deleted one in `tombstones/`, one that
-//! is being received in `arriving/`.
+//! is being received in `arriving/`, one that was announced in `expected/`.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::checkpoint::CheckpointRecord;
+use super::expectation::Expectation;
 use super::{ImageDir, SnapshotNumber};
 use crate::durable;
 use crate::error::Result;
@@ -131,6 +132,7 @@ pub(crate) struct Meta {
     pub(crate) snapshots: Table<SnapshotRecord>,
     pub(crate) tombstones: Table<Tombstone>,
     pub(crate) arriving: Table<Arrival>,
+    pub(crate) expected: Table<Expectation>,
 }
 
 impl Meta {
@@ -153,6 +155,7 @@ impl Meta {
             snapshots: Table::inside(&dir, &at, "snapshots")?,
             tombstones: Table::inside(&dir, &at, "tombstones")?,
             arriving: Table::inside(&dir, &at, "arriving")?,
+            expected: Table::inside(&dir, &at, "expected")?,
             dir,
             at,
         })
@@ -177,7 +180,7 @@ impl Meta {
         self.set_image(&record)
     }
 
-    /// Everything recorded, as values.
+    /// Everything recorded of what there is, or begins to be, as values.
     pub(crate) fn read(&self) -> Result<Records> {
         Ok(Records {
             image: self.image()?,

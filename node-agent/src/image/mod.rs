@@ -4,6 +4,7 @@
 pub(crate) mod arrival;
 pub(crate) mod checkpoint;
 mod delete;
+pub(crate) mod expectation;
 pub(crate) mod inventory;
 mod meta;
 mod service;
@@ -23,6 +24,7 @@ use crate::pool::OpenPool;
 pub(crate) use icbd_btrfs::SnapshotNumber;
 
 pub(crate) use delete::{delete_all, delete_snapshot};
+pub(crate) use expectation::Expectation;
 pub(crate) use meta::{Arrival, Meta, Records, SnapshotRecord};
 pub(crate) use service::Images;
 pub(crate) use take::take;

@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use icbd_btrfs::Subvolume;
 use icbd_wire::control::{Fence, ImageInventory};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{ImageDir, ImageId, Meta, SnapshotNumber, arrival, inventory};
+use super::{
+    Expectation, ImageDir, ImageId, Meta, SnapshotNumber, arrival, expectation, inventory,
+};
 use crate::error::{Result, blocking};
 use crate::pool::{OpenPool, Pool, PoolId};
 use crate::watch::Facts;
@@ -31,7 +33,7 @@ pub(crate) struct Images {
     bytes: Arc<Mutex<HashMap<Uuid, u64>>>,
     uncounted: Arc<Notify>,
     /// The pool that was cleaned up after an agent that may have ended in mid-transfer.
-    settled: Arc<Mutex<Option<PoolId>>>,
+    settled: Arc<watch::Sender<Option<PoolId>>>,
 }
 
 impl Images {
@@ -42,7 +44,7 @@ impl Images {
             locks: Arc::default(),
             bytes: Arc::default(),
             uncounted: Arc::default(),
-            settled: Arc::default(),
+            settled: Arc::new(watch::Sender::new(None)),
         }
     }
 
@@ -177,8 +179,12 @@ impl Images {
     }
 
     /// Settles what an agent that ended in mid-transfer has left in each image: a snapshot that had
-    /// become whole gets its record, anything less is removed.
-    pub(crate) async fn settle(&self) -> Result<()> {
+    /// become whole gets its record, anything less is removed. Of what was announced and may still
+    /// come, no later than `longest` from `now`, `await_again` is told, which says whether it is.
+    pub(crate) async fn settle<F>(&self, now: i64, longest: Duration, await_again: F) -> Result<()>
+    where
+        F: Fn(&ImageId, SnapshotNumber, Expectation) -> bool + Clone + Send + 'static,
+    {
         let pool = Arc::clone(&self.pool);
         let (settling, found) = blocking(move || {
             let pool = pool.open()?;
@@ -186,30 +192,42 @@ impl Images {
         })
         .await?;
         for id in found {
-            let image = id.clone();
+            let (image, await_again) = (id.clone(), await_again.clone());
             let settled = self
-                .proceed(&id, move |pool| match ImageDir::open(pool, &image)? {
-                    Some(image) => arrival::settle(&image),
-                    None => Ok(()),
+                .proceed(&id, move |pool| {
+                    let Some(dir) = ImageDir::open(pool, &image)? else {
+                        return Ok(());
+                    };
+                    arrival::settle(&dir)?;
+                    expectation::restore(&dir, now, longest, |number, expected| {
+                        await_again(&image, number, expected)
+                    })
                 })
                 .await;
             if let Err(error) = settled {
                 tracing::error!(image = %id, %error, "cannot clean up after an earlier transfer");
             }
         }
-        *self.settled.lock().unwrap_or_else(PoisonError::into_inner) = Some(settling);
+        self.settled.send_replace(Some(settling));
         Ok(())
     }
 
     /// The pool has gone: when it is back, it is to be settled again.
     pub(crate) fn unsettle(&self) {
-        *self.settled.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.settled.send_replace(None);
     }
 
     /// Whether snapshots may arrive in a pool: before it is settled, they would be taken for what
     /// an earlier transfer left.
     pub(crate) fn is_settled(&self, pool: &OpenPool) -> bool {
-        *self.settled.lock().unwrap_or_else(PoisonError::into_inner) == Some(pool.id)
+        *self.settled.borrow() == Some(pool.id)
+    }
+
+    /// Waits until there is a pool that is settled; whether there is, after this long.
+    pub(crate) async fn settled_within(&self, limit: Duration) -> bool {
+        let mut settled = self.settled.subscribe();
+        let there = settled.wait_for(Option::is_some);
+        tokio::time::timeout(limit, there).await.is_ok()
     }
 
     /// Removes the checkpoints that nothing has gone on from for long, where nobody works on the

@@ -38,6 +38,7 @@ use snapshots::{Found, Pair};
 const PACE: Pace = Pace {
     stall: Duration::from_secs(60),
     checkpoint: Duration::from_secs(3),
+    expect: Duration::from_secs(60),
 };
 
 /// The exit status for a snapshot of that name with other content.

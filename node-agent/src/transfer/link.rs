@@ -34,6 +34,8 @@ pub(crate) struct Pace {
     pub(crate) stall: Duration,
     /// A receiver works at least this long between two checkpoints.
     pub(crate) checkpoint: Duration,
+    /// The source of an announced transfer may take this long to connect.
+    pub(crate) expect: Duration,
 }
 
 /// When something last moved.

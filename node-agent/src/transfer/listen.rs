@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
-use super::{Transfers, link};
+use super::{SETTLE, Transfers, link};
 use crate::error::{Error, Result};
 use crate::net::Stream;
 
@@ -23,8 +23,9 @@ use crate::net::Stream;
 const LIMITS: Limits = Limits {
     greeting: Share { all: 64, each: 16 },
     connected: Share { all: 0, each: 0 },
-    // The TLS handshake, that of the data protocol, and the time to read a refusal.
-    within: Duration::from_secs(25),
+    // The TLS handshake, that of the data protocol, finding what was announced to the agent before
+    // this one, and the time to read a refusal.
+    within: Duration::from_secs(35),
     lasting: None,
 };
 
@@ -59,9 +60,11 @@ impl Transfers {
 
     async fn greet(&self, stream: TcpStream) -> Result<(), Refusal> {
         let (mut stream, peer) = self.0.network.accept(stream).await?;
-        let claimed = link::read_hello(&mut stream)
-            .await
-            .and_then(|hello| Ok((self.claim(&hello, &peer)?, hello)));
+        let hello = match link::read_hello(&mut stream).await {
+            Ok(hello) => self.know(&hello).await.map(|()| hello),
+            Err(error) => Err(error),
+        };
+        let claimed = hello.and_then(|hello| Ok((self.claim(&hello, &peer)?, hello)));
         let (connected, hello) = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
@@ -74,6 +77,17 @@ impl Transfers {
             let why = "the transfer ended before its source connected";
             Refusal::new(Reason::NotExpected.as_str_name(), why)
         })
+    }
+
+    /// Waits until it can be said whether a transfer is awaited: just started, this agent has not
+    /// found yet what was announced before.
+    async fn know(&self, hello: &Hello) -> Result<()> {
+        let is_known = self.expected().contains_key(&hello.transfer);
+        if is_known || self.0.images.settled_within(SETTLE).await {
+            return Ok(());
+        }
+        let message = "there is no pool here that is ready";
+        Err(Error::refused(Reason::PoolUnavailable, message))
     }
 
     /// Finds the transfer that a source says it is, and leaves it to others if that is not whom it

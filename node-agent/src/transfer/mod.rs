@@ -39,6 +39,10 @@ pub(crate) use source::{Line, Measuring, ModeChoice, Opened, Sender};
 pub(crate) use ticket::Ticket;
 pub(crate) use ticket::now;
 
+/// How long whoever asks for a transfer that is not known waits for the pool to be settled: what was
+/// announced in it is known then.
+const SETTLE: Duration = Duration::from_secs(10);
+
 /// How often the operator hears of a transfer's progress.
 const PROGRESS: Duration = Duration::from_millis(500);
 
@@ -58,8 +62,6 @@ struct Inner {
     tickets: Mutex<HashMap<(Uuid, Role), Arc<Ticket>>>,
     /// The announced transfers whose source has not connected yet.
     expected: Mutex<HashMap<Uuid, Awaited>>,
-    /// Held while what was announced before is replaced.
-    announcing: tokio::sync::Mutex<()>,
     /// What extents mode could not send.
     stream_only: Mutex<HashSet<Uuid>>,
     /// Passes over snapshots that are about to begin.
@@ -87,7 +89,6 @@ impl Transfers {
             mode,
             tickets: Mutex::default(),
             expected: Mutex::default(),
-            announcing: tokio::sync::Mutex::default(),
             stream_only: Mutex::default(),
             gatherings: Gatherings::default(),
             tasks: TaskTracker::new(),
@@ -129,6 +130,7 @@ impl Transfers {
                 Entry::Vacant(free) => free.insert(Arc::clone(ticket)),
             };
         }
+        self.0.facts.set_transfer(ticket.describe());
         let span = tracing::info_span!(
             "transfer",
             transfer = %ticket.id,
@@ -159,6 +161,12 @@ impl Transfers {
                 }
             }
         };
+        if expect::outlives(&ticket, &result) {
+            // It has not ended: when the agent is back, its source may come.
+            tracing::info!("the transfer stays announced");
+            self.finish(&ticket);
+            return;
+        }
         let transfer = ticket.describe_end(&result);
         meter.moved(transfer.bytes_sent);
         meter.ended(transfer.ended_at - transfer.started_at, result.is_ok());
@@ -170,26 +178,42 @@ impl Transfers {
                 tracing::warn!(reason, %error, wire, raw, "transfer ended");
             }
         }
+        self.0.facts.set_transfer(transfer);
+        self.finish(&ticket);
+    }
+
+    /// Nothing of a transfer runs any more.
+    fn finish(&self, ticket: &Ticket) {
         self.expected().remove(&ticket.id);
         self.tickets().remove(&(ticket.id, ticket.role));
-        self.0.facts.set_transfer(transfer);
         ticket.end();
     }
 
-    /// Ends a transfer, in whichever role this agent has it; whether there was one.
-    pub(crate) fn cancel(&self, id: Uuid) -> bool {
-        let roles = [Role::Source, Role::Receiver].map(|role| (id, role));
-        let found: Vec<_> = {
-            let tickets = self.tickets();
-            roles
-                .iter()
-                .filter_map(|key| tickets.get(key).cloned())
-                .collect()
-        };
+    /// Ends a transfer, in whichever role this agent has it; whether there was one. One that has not
+    /// begun is not awaited after this, by an agent that is started anew neither.
+    pub(crate) async fn cancel(&self, id: Uuid) -> bool {
+        let is_it = |ticket: &Ticket| ticket.id == id;
+        let mut found = self.users(is_it);
+        if found.is_empty() && self.0.images.settled_within(SETTLE).await {
+            found = self.users(is_it);
+        }
         for ticket in &found {
             ticket.stop(Reason::Cancelled, "the operator cancelled the transfer");
         }
+        for ticket in found.iter().filter(|ticket| !ticket.is_running()) {
+            ticket.over().await;
+        }
         !found.is_empty()
+    }
+
+    /// Settles the images of a pool that has come, and awaits again what was announced in it.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        let transfers = self.clone();
+        let await_again = move |image: &ImageId, number, expectation| {
+            transfers.await_again(image.clone(), number, expectation)
+        };
+        let longest = self.0.pace.expect;
+        self.0.images.settle(now(), longest, await_again).await
     }
 
     /// Makes a snapshot free to be deleted: ends its own arrival, and refuses while a transfer

@@ -43,6 +43,8 @@ pub struct Node {
     /// The files of its agent's identity, and whose operator it obeys.
     identity: tempfile::TempDir,
     commander: icbd_net::Identity,
+    /// Where its agent listens for others.
+    data_at: SocketAddr,
     agent: Option<Agent>,
 }
 
@@ -72,6 +74,7 @@ impl Node {
             root: Arc::new(root),
             identity: authority.identity(name),
             commander: authority.operator(),
+            data_at: SocketAddr::from(([127, 0, 0, 1], 0)),
             agent: None,
         }
     }
@@ -100,6 +103,11 @@ impl Node {
     /// Makes this agent see the directory of another node, as a second pod there would.
     pub fn share(&mut self, other: &Self) {
         self.root = Arc::clone(&other.root);
+    }
+
+    /// Makes its agent listen for others at this address, each time that it is started.
+    pub fn listen_at(&mut self, data: SocketAddr) {
+        self.data_at = data;
     }
 
     /// Where its pool is.
@@ -191,12 +199,8 @@ impl Node {
         let mut child = Command::new(env!("CARGO_BIN_EXE_icbd-agent"))
             .args(["serve", "--node-name", self.name, "--pool"])
             .arg(self.pool())
-            .args([
-                "--control-listen",
-                "127.0.0.1:0",
-                "--data-listen",
-                "127.0.0.1:0",
-            ])
+            .args(["--control-listen", "127.0.0.1:0", "--data-listen"])
+            .arg(self.data_at.to_string())
             .args(["--health-listen", "127.0.0.1:0"])
             .args(arguments)
             .stdin(Stdio::null())
@@ -222,7 +226,7 @@ impl Node {
         });
         self.agent = Some(Agent {
             control: port("control_port"),
-            data: port("data_port"),
+            data: SocketAddr::new(self.data_at.ip(), port("data_port").port()),
             health: port("health_port"),
             child,
             log,

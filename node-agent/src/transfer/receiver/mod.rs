@@ -28,12 +28,12 @@ impl Transfers {
     pub(super) async fn receive(
         &self,
         ticket: &Arc<Ticket>,
-        announced: Announced,
+        announced: &Announced,
         incoming: Incoming,
     ) -> Result<()> {
         let Incoming { mut stream, hello } = incoming;
         let begun = match announced.is(&hello) {
-            true => self.begin(&announced, &hello).await,
+            true => self.begin(announced, &hello).await,
             false => {
                 let message = "the source offers another snapshot than was announced";
                 Err(Error::refused(Reason::NotExpected, message))

@@ -12,9 +12,10 @@ use super::home::Home;
 use crate::error::{Error, Result};
 use crate::image::arrival::{self, Verdict};
 use crate::image::checkpoint::CheckpointRecord;
-use crate::image::{Arrival, ImageDir, Images, Meta};
+use crate::image::{Arrival, ImageDir, Images, Meta, expectation};
 use crate::pool::OpenPool;
 use crate::transfer::expect::Announced;
+use crate::transfer::now;
 
 /// A place for a snapshot in its image: recorded, and empty but for a checkpoint.
 pub(super) struct Place {
@@ -29,7 +30,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Makes the place, under the image's lock; `None` if the snapshot is there already.
+    /// Makes the place, under the image's lock; `None` if the snapshot is there already. Whatever
+    /// comes of it, what was announced is used up.
     pub(super) fn make(
         pool: &OpenPool,
         images: &Images,
@@ -42,18 +44,24 @@ impl Place {
         }
         let image = ImageDir::make(pool, &announced.image)?;
         let meta = Meta::make(&image)?;
+        let (number, transfer) = (announced.number, announced.expected.transfer);
+        if !expectation::consume(&meta, number, transfer, now())? {
+            let message = "what was announced counts no more: it was withdrawn, or took too long";
+            return Err(Error::refused(Reason::NotExpected, message));
+        }
         if announced.judge(pool, &image, &meta, bytes)? == Verdict::AlreadyThere {
             return Ok(None);
         }
-        let parent = announced.parent.map(|parent| {
+        let parent = announced.expected.parent.map(|parent| {
             let number = arrival::find(&image, parent)?;
             let subvolume = Subvolume::open(&image, number.to_string())
                 .map_err(Error::btrfs(image.at(number)))?;
             Ok::<_, Error>((parent, number, subvolume))
         });
         let parent = parent.transpose()?;
-        let (number, mut arrival) = (announced.number, announced.arrival.clone());
-        let kept = arrival::begin(&image, &meta, number, &mut arrival, announced.parent)?;
+        let mut arrival = announced.expected.arrival();
+        let on = announced.expected.parent;
+        let kept = arrival::begin(&image, &meta, number, &mut arrival, on)?;
         Ok(Some(Self {
             resume: arrival.checkpoint.clone().zip(kept),
             image,
