@@ -147,10 +147,11 @@ pub(crate) fn keep(
             let _ = told.try_send((reason, note));
         }),
     };
-    let port = enrolment::serve(office, listener, own.clone(), refused, closing.clone());
+    let port = enrolment::serve(office, listener, own.clone(), refused, closing);
     let port = async move {
         match port.await {
-            Ok(()) => closing.cancelled().await,
+            // The process ends; what else it has to do for that comes first.
+            Ok(()) => std::future::pending().await,
             Err(error) => warn!(%error, "the enrolment port is no longer served"),
         }
     };
