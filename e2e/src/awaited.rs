@@ -103,6 +103,15 @@ impl Scenario {
         self.says(&self.images(), name, type_, reason).await
     }
 
+    /// Waits until a condition of the scenario's target has a reason, and returns what it tells people.
+    ///
+    /// # Errors
+    /// When it does not get it.
+    pub async fn target_says(&self, type_: ConditionType, reason: Reason) -> Outcome<String> {
+        self.says(&self.targets(), &self.namespace, type_, reason)
+            .await
+    }
+
     async fn says<K>(
         &self,
         api: &Api<K>,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use icbd_crds::{ConditionType, Reason};
 use icbd_e2e::{CA_SECRET, Component, Failure, Outcome, SYSTEM_NAMESPACE, Scenario, TRUST, within};
 use icbd_net::Fingerprint;
 use k8s_openapi::ByteString;
@@ -38,8 +39,8 @@ async fn operators(s: &Scenario, count: usize) -> Outcome {
     .await
 }
 
-/// Waits until the operators say, in their log and in an Event on their Deployment, that the
-/// authority is lost; what the Event says.
+/// Waits until the operators say that the authority is lost: in their log, in an Event on their
+/// Deployment, and on the scenario's target, where it says what to do.
 async fn ca_lost(s: &Scenario, after: SystemTime) -> Outcome<String> {
     let events: Api<Event> = Api::namespaced(s.cluster.client.clone(), SYSTEM_NAMESPACE);
     let about = "involvedObject.kind=Deployment,involvedObject.name=icbd-operator,reason=CALost";
@@ -47,22 +48,13 @@ async fn ca_lost(s: &Scenario, after: SystemTime) -> Outcome<String> {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs() as i64;
-    let message = within(NOTICED, "an Event CALost", async || {
+    within(NOTICED, "an Event CALost", async || {
         let found = events.list(&ListParams::default().fields(about)).await?;
-        let shown: Vec<_> = found.items.iter().map(|event| &event.message).collect();
-        let shown = format!("{shown:?}");
-        let new = found.items.into_iter().find(|event| {
-            let last = event
-                .series
-                .as_ref()
-                .and_then(|series| series.last_observed_time.as_ref());
-            let at = last
-                .or(event.event_time.as_ref())
-                .map(|time| time.0.as_second());
-            let at = at.or(event.last_timestamp.as_ref().map(|time| time.0.as_second()));
-            at.is_some_and(|at| at >= since)
-        });
-        Ok(new.and_then(|event| event.message).ok_or(shown))
+        let is_new = found
+            .items
+            .iter()
+            .any(|event| said_at(event) >= Some(since));
+        Ok(is_new.then_some(()).ok_or_else(|| format!("{found:?}")))
     })
     .await?;
     within(NOTICED, "CALost in the log", async || {
@@ -79,7 +71,17 @@ async fn ca_lost(s: &Scenario, after: SystemTime) -> Outcome<String> {
         })
     })
     .await?;
-    Ok(message)
+    s.target_says(ConditionType::Stalled, Reason::CALost).await
+}
+
+/// When an Event was last told, Unix seconds.
+fn said_at(event: &Event) -> Option<i64> {
+    let series = event.series.as_ref();
+    let last = series.and_then(|series| series.last_observed_time.as_ref());
+    let micro = last.or(event.event_time.as_ref());
+    micro
+        .map(|time| time.0.as_second())
+        .or(event.last_timestamp.as_ref().map(|time| time.0.as_second()))
 }
 
 /// Waits until an authority signs that is not `other`.

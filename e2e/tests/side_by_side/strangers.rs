@@ -237,14 +237,18 @@ async fn from_a_pod_without_rights_nothing_succeeds_against_operator_or_agents()
         table.granted(what, valid, &answer);
 
         let enrolment = address_of(&s.cluster.leader().await?, ENROLMENT_PORT)?;
-        let no_token = String::new();
-        let made_up = "made-up".to_owned();
-        for (who, appearing) in &appearances {
-            for (what, token) in [
-                ("operator, enrolment: no token", &no_token),
-                ("operator, enrolment: a made-up token", &made_up),
-                ("operator, enrolment: the stranger's token", &own_token),
-            ] {
+        let (no_token, made_up) = (String::new(), "made-up".to_owned());
+        let nobody = &appearances[1..2];
+        for (what, token, appearances) in [
+            ("operator, enrolment: no token", no_token, nobody),
+            ("operator, enrolment: a made-up token", made_up, nobody),
+            (
+                "operator, enrolment: the stranger's token",
+                own_token,
+                &appearances[..],
+            ),
+        ] {
+            for (who, appearing) in appearances {
                 let attempt = Attempt {
                     at: enrolment,
                     appearing: appearing.clone(),
