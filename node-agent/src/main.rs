@@ -46,7 +46,7 @@ enum Command {
     /// Serve the operator and other agents, until asked to end.
     Serve {
         #[command(flatten)]
-        options: serve::Options,
+        options: Box<serve::Options>,
         /// How log lines look; what is logged is said by RUST_LOG.
         #[arg(long, env = "ICBD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
         log_format: LogFormat,
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         Command::Serve {
             options,
             log_format,
-        } => run(options, log_format),
+        } => run(*options, log_format),
         Command::Receive { dir } => receive::run(dir),
         Command::Replicate(options) => {
             start_log_quietly();

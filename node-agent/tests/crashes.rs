@@ -10,13 +10,16 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 
+use icbd_net::{Name, TlsStream, tls};
 use icbd_wire::control::*;
 use icbd_wire::data;
+use support::authority::{TRUST_DOMAIN, USUAL};
 use support::operator::*;
 use support::{Node, Pool, noise};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const MIB: usize = 1 << 20;
 
@@ -325,7 +328,7 @@ async fn a_transfer_without_progress_is_stalled() {
     pair.to = pair.receiver.operator().await;
     let plan = Plan::full(&pair.snapshot);
     pair.to.expect(pair.to.expect_request(&plan)).await.unwrap();
-    let _silent = greet(&pair, &plan);
+    let _silent = greet(&pair, &plan).await;
     failed(
         &pair.to.ended(&plan.transfer, Role::Receiver).await,
         Reason::TransferStalled,
@@ -335,8 +338,12 @@ async fn a_transfer_without_progress_is_stalled() {
 }
 
 /// Connects as the source of an announced transfer, and is welcome.
-fn greet(pair: &Pair, plan: &Plan) -> TcpStream {
-    let mut stream = TcpStream::connect(pair.receiver.data()).unwrap();
+async fn greet(pair: &Pair, plan: &Plan) -> TlsStream {
+    let tcp = tokio::net::TcpStream::connect(pair.receiver.data()).await;
+    let [source, receiver] = ["source", "receiver"].map(|node| Name::agent(TRUST_DOMAIN, node));
+    let credentials = USUAL.credentials(&source);
+    let stream = tls::connect(tcp.unwrap(), &credentials, &receiver, data::ALPN).await;
+    let mut stream = stream.unwrap();
     let (namespace, image) = support::IMAGE.split_once('/').unwrap();
     let hello = data::Hello {
         versions: data::VersionRange::OURS,
@@ -352,15 +359,20 @@ fn greet(pair: &Pair, plan: &Plan) -> TcpStream {
     };
     let mut message = Vec::new();
     hello.encode(&mut message);
-    stream.write_all(&message).unwrap();
+    send(&mut stream, &message).await;
     let mut preface = [0; data::PREFACE_LEN];
-    stream.read_exact(&mut preface).unwrap();
+    stream.read_exact(&mut preface).await.unwrap();
     let preface = data::Preface::decode(&preface).unwrap();
     let mut body = vec![0; preface.body_len.into()];
-    stream.read_exact(&mut body).unwrap();
+    stream.read_exact(&mut body).await.unwrap();
     let answer = data::Answer::decode(preface, &body).unwrap();
     assert!(matches!(answer, data::Answer::Welcome(_)), "{answer:?}");
     stream
+}
+
+async fn send(stream: &mut TlsStream, bytes: &[u8]) {
+    stream.write_all(bytes).await.unwrap();
+    stream.flush().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -408,8 +420,8 @@ async fn a_source_that_lies_is_refused_and_leaves_nothing() {
         println!("{case}");
         let plan = Plan::full(&pair.snapshot);
         pair.to.expect(pair.to.expect_request(&plan)).await.unwrap();
-        let mut stream = greet(&pair, &plan);
-        stream.write_all(&bytes).unwrap();
+        let mut stream = greet(&pair, &plan).await;
+        send(&mut stream, &bytes).await;
         failed(&pair.to.ended(&plan.transfer, Role::Receiver).await, reason);
         assert!(
             pair.receiver.entries().is_empty(),
@@ -443,15 +455,16 @@ async fn garbage_on_the_ports_is_refused_and_costs_no_memory() {
             }
         }
     }
-    pair.receiver.logged("not the icbd data protocol");
+    pair.receiver.logged("NotTls");
     assert!(pair.receiver.lives());
     let grown = pair.receiver.memory().saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} bytes more");
     let metrics = pair.receiver.health("/metrics").1;
-    assert!(
-        metrics.contains("icbd_refused_connections_total{reason="),
-        "{metrics}"
-    );
+    for port in ["data", "control"] {
+        let counted =
+            format!("icbd_refused_connections_total{{port=\"{port}\",reason=\"NotTls\"}}");
+        assert!(metrics.contains(&counted), "{metrics}");
+    }
     drop(held);
     pair.recovers().await;
 }

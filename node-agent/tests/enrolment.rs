@@ -188,7 +188,7 @@ async fn command(office: &Office, node: &Node) -> Operator {
     let peer = Name::agent(TRUST_DOMAIN, NODE);
     let client = grpc::dial(grpc::endpoint(), node.control(), office.identity(), peer);
     let client = support::Client::new(client.await.unwrap());
-    Operator::watching(client, support::INSTALLATION).await
+    Operator::watching(NODE, client, support::INSTALLATION).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

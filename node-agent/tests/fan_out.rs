@@ -75,8 +75,9 @@ impl Ground {
                 .unwrap();
             assert!(matches!(answer, expect_response::Answer::Accepted(_)));
         }
-        let sends = plans.iter().zip(to).map(|(plan, (_, address))| {
-            let request = self.from.send_request(plan, *address);
+        let sends = plans.iter().zip(to).map(|(plan, (receiver, address))| {
+            let mut request = self.from.send_request(plan, *address);
+            request.receiver.as_mut().unwrap().node = RECEIVERS[*receiver].into();
             self.from.send(request)
         });
         for sent in join_all(sends).await {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use icbd_net::{Credentials, Fingerprint, Identity, Pem};
+use icbd_net::{Credentials, Fingerprint, Identity, Name, Pem};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
@@ -58,17 +58,20 @@ impl Authority {
         )
     }
 
-    /// What an operator shows and believes.
-    pub fn operator(&self) -> Identity {
-        let uri = format!("spiffe://{TRUST_DOMAIN}/operator");
-        let dns = format!("operator.{TRUST_DOMAIN}");
-        let Issued { certificate, key } = self.issue(&uri, &dns);
+    /// What somebody of this name shows and believes.
+    pub fn credentials(&self, name: &Name) -> Credentials {
+        let Issued { certificate, key } = self.issue(&name.to_string(), &name.dns());
         let credentials = Credentials::new(Pem {
             chain: certificate.pem().into(),
             key: key.serialize_pem().into(),
             authorities: self.0.pem().into(),
         });
-        Identity::new(credentials.unwrap())
+        credentials.unwrap()
+    }
+
+    /// What an operator shows and believes.
+    pub fn operator(&self) -> Identity {
+        Identity::new(self.credentials(&Name::operator(TRUST_DOMAIN)))
     }
 
     /// The identity directory of the agent on `node`.

@@ -272,7 +272,7 @@ impl Node {
             self.commander.clone(),
             peer,
         );
-        Operator::watching(Client::new(client.await.unwrap()), installation).await
+        Operator::watching(self.name, Client::new(client.await.unwrap()), installation).await
     }
 
     pub fn data(&self) -> SocketAddr {

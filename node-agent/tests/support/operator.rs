@@ -56,6 +56,8 @@ impl Seen {
 
 /// An operator that talks to one agent.
 pub struct Operator {
+    /// The node whose agent it is.
+    pub node: &'static str,
     pub client: Client,
     pub fence: Fence,
     seen: watch::Receiver<Seen>,
@@ -63,7 +65,7 @@ pub struct Operator {
 
 impl Operator {
     /// Watches, and waits until it knows what the agent knows.
-    pub async fn watching(mut client: Client, installation: &str) -> Self {
+    pub async fn watching(node: &'static str, mut client: Client, installation: &str) -> Self {
         let fence = Fence {
             installation: installation.into(),
             lease_created: 1000,
@@ -80,6 +82,7 @@ impl Operator {
             }
         });
         let operator = Self {
+            node,
             client,
             fence,
             seen,
@@ -348,18 +351,18 @@ impl Plan {
 
 /// Announces and starts a transfer.
 pub async fn start(plan: &Plan, source: &Operator, receiver: &Operator, node: &Node) {
-    let answer = receiver
-        .expect(receiver.expect_request(plan))
-        .await
-        .unwrap();
+    let announced = ExpectRequest {
+        source_node: source.node.into(),
+        ..receiver.expect_request(plan)
+    };
+    let answer = receiver.expect(announced).await.unwrap();
     assert!(
         matches!(answer, expect_response::Answer::Accepted(_)),
         "{answer:?}"
     );
-    source
-        .send(source.send_request(plan, node.data()))
-        .await
-        .unwrap();
+    let mut request = source.send_request(plan, node.data());
+    request.receiver.as_mut().unwrap().node = node.name.into();
+    source.send(request).await.unwrap();
 }
 
 /// Runs a transfer to its end at both sides.
