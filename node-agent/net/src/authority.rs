@@ -173,6 +173,13 @@ impl Authority {
     }
 }
 
+/// When to renew a certificate: at two thirds of what is left of it, give or take by `chance`, from 0
+/// to 1, so that those who began together do not renew together.
+pub fn renewal_at(now: SystemTime, not_after: SystemTime, chance: f64) -> SystemTime {
+    let left = not_after.duration_since(now).unwrap_or_default();
+    now + left.mul_f64(0.6 + chance.clamp(0.0, 1.0) * 0.13)
+}
+
 fn params(validity: Validity) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -200,4 +207,20 @@ fn check(certificate: &X509Certificate<'_>) -> Result<(), AuthorityError> {
         return Err(AuthorityError::NotAnAuthority(why));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_renewed_at_about_two_thirds_of_its_life() {
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        for chance in [0.0, 0.3, 1.0] {
+            let at = renewal_at(now, now + 3 * hour, chance);
+            let at = at.duration_since(now).unwrap();
+            assert!(at > hour + hour / 2 && at < 2 * hour + hour / 2, "{at:?}");
+        }
+        assert_eq!(renewal_at(now, now - hour, 1.0), now, "it is over");
+    }
 }

@@ -65,6 +65,15 @@ pub async fn dial_unproved(
     endpoint.connect_with_connector(service_fn(connect)).await
 }
 
+/// What is behind an error: tonic's own words for all of them are "transport error".
+pub fn explain(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
 async fn reach(address: impl ToSocketAddrs) -> io::Result<TcpStream> {
     let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;

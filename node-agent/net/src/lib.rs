@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
-pub use authority::{Authority, AuthorityError, Validity};
+pub use authority::{Authority, AuthorityError, Validity, renewal_at};
 pub use credentials::{Credentials, CredentialsError, Pem};
 pub use fingerprint::Fingerprint;
 pub use identity::Identity;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use icbd_net::{Credentials, Identity, Key, Name, Pem, Trust, grpc};
+use icbd_net::{Credentials, Identity, Key, Name, Pem, Trust, grpc, renewal_at};
 use icbd_wire::enrolment::EnrolRequest;
 use icbd_wire::enrolment::enrolment_client::EnrolmentClient;
 use tokio::fs;
@@ -143,7 +143,7 @@ impl Enrolment {
         let operator = Name::operator(&self.trust_domain);
         let channel = grpc::dial_unproved(endpoint, self.at.clone(), trust, operator)
             .await
-            .map_err(|error| unusable(doing())(innermost(&error)))?;
+            .map_err(|error| unusable(doing())(grpc::explain(&error)))?;
         let enrolled = EnrolmentClient::new(channel).enrol(request).await;
         let enrolled = enrolled.map_err(|status| unusable(doing())(status.message().to_owned()))?;
         let credentials = Credentials::new(Pem {
@@ -162,21 +162,11 @@ impl Enrolment {
     }
 }
 
-/// tonic's own words are "transport error"; what people need is behind them.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
-}
-
-/// At two thirds of what is left, give or take a tenth, so that agents that began together do not
-/// renew together.
+/// When to renew a certificate.
 fn renewal(credentials: &Credentials) -> Instant {
-    let left = credentials.not_after().duration_since(SystemTime::now());
-    let part = 0.6 + fastrand::f64() * 0.13;
-    Instant::now() + left.unwrap_or_default().mul_f64(part)
+    let now = SystemTime::now();
+    let at = renewal_at(now, credentials.not_after(), fastrand::f64());
+    Instant::now() + at.duration_since(now).unwrap_or_default()
 }
 
 /// Growing pauses, spread so that agents that failed together do not come back together.

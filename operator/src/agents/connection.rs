@@ -127,21 +127,12 @@ async fn dial(agents: &Agents, node: &NodeName, address: SocketAddr) -> Result<C
         .keep_alive_timeout(LOST_AFTER)
         .keep_alive_while_idle(true);
     let channel = grpc::dial(endpoint, address, identity, peer).await;
-    channel.map_err(|error| explain(&error))
+    channel.map_err(|error| grpc::explain(&error))
 }
 
 fn fingerprints(told: pb::Trusted) -> BTreeSet<Fingerprint> {
     let told = told.fingerprints.into_iter();
     told.map(Fingerprint::told).collect()
-}
-
-/// tonic's own text says "transport error"; what people need is behind it.
-fn explain(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }
 
 async fn next(stream: &mut Streaming<pb::AgentEvent>) -> Result<Event, String> {
@@ -157,7 +148,7 @@ async fn next(stream: &mut Streaming<pb::AgentEvent>) -> Result<Event, String> {
 }
 
 fn lost_because(status: &Status) -> String {
-    std::error::Error::source(status).map_or_else(|| status.message().to_owned(), explain)
+    std::error::Error::source(status).map_or_else(|| status.message().to_owned(), grpc::explain)
 }
 
 impl Told {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use icbd_net::{
     Authority, AuthorityError, Credentials, CredentialsError, Fingerprint, Identity, Key, Name,
-    NoPublicKey, Pem, Validity,
+    NoPublicKey, Pem, Validity, renewal_at,
 };
 use thiserror::Error;
 use tokio::sync::watch;
@@ -134,7 +134,7 @@ impl OwnKeeper {
                 };
                 self.take_into_use(pem.clone())?;
                 info!(authority = %by, "made the operator's own certificate");
-                let renew_at = renewal(now, validity.not_after);
+                let renew_at = renewal_at(now, validity.not_after, fastrand::f64());
                 Ok(Made { by, pem, renew_at })
             }
         }
@@ -162,13 +162,6 @@ pub(super) fn within(signer: &Authority, validity: Validity) -> Validity {
         not_after: validity.not_after.min(signer.validity().not_after),
         ..validity
     }
-}
-
-/// At two thirds of what is left, give or take, so that replicas that began together do not renew
-/// together.
-fn renewal(now: SystemTime, not_after: SystemTime) -> SystemTime {
-    let left = not_after.duration_since(now).unwrap_or_default();
-    now + left.mul_f64(0.6 + fastrand::f64() * 0.13)
 }
 
 #[cfg(test)]
@@ -222,14 +215,5 @@ mod tests {
         assert!(third.stands(SystemTime::now()));
         assert!(third.not_after() <= other.validity().not_after);
         running.abort();
-    }
-
-    #[test]
-    fn an_identity_is_renewed_at_about_two_thirds_of_its_life() {
-        let now = SystemTime::now();
-        for _ in 0..100 {
-            let at = renewal(now, now + 3 * HOUR).duration_since(now).unwrap();
-            assert!(at > HOUR + HOUR / 2 && at < 2 * HOUR + HOUR / 2, "{at:?}");
-        }
     }
 }
