@@ -48,6 +48,8 @@ pub(super) struct Look {
     /// Raw bytes a second, and bytes a second on the line.
     pub(super) raw: f64,
     pub(super) wire: f64,
+    /// The same with what took longest.
+    pub(super) whole: f64,
     /// Whether they waited for the connection.
     pub(super) waits: bool,
     /// How much the receiver starved, in per cent of the time, if it has said so.
@@ -117,6 +119,7 @@ impl Window {
         Look {
             raw: self.raw as f64 * share / took,
             wire: self.wire as f64 * share / took,
+            whole: self.wire as f64 / self.took.as_secs_f64().max(1e-6),
             waits: waited >= WAITS,
             starved: self.starved,
         }

@@ -166,11 +166,10 @@ impl Auto {
     /// Looks at how the last blocks went.
     fn look(&mut self, look: &Look, now: Instant) {
         let starves = look.starved.is_none_or(|percent| percent >= SWALLOWED.0);
-        if self.line.is_none()
-            && self.current != 0
-            && !look.waits
-            && starves
-            && self.wire < SWALLOWED.1
+        // After a wait for a slow line sockets have room for a few at once.
+        let burst = look.wire >= FAST && look.whole < GIGABIT;
+        let waits = look.waits && !burst;
+        if self.line.is_none() && self.current != 0 && !waits && starves && self.wire < SWALLOWED.1
         {
             return;
         }

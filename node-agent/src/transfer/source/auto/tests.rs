@@ -348,6 +348,36 @@ fn a_line_that_becomes_slow_is_followed() {
 }
 
 #[test]
+fn what_sockets_take_at_once_after_a_wait_is_not_taken_for_a_fast_line() {
+    let (mut auto, mut now) = (
+        Auto::new(CodecSet::ALL, Line::Unknown, AHEAD),
+        Instant::now(),
+    );
+    let mut pass = |took: f64, waited: f64| {
+        let codec = auto.codec();
+        now += Duration::from_secs_f64(took);
+        let passed = Passed {
+            codec,
+            raw: MIB,
+            wire: (WORLD.wire(codec, 0) * MIB as f64) as u64,
+            waited: Duration::from_secs_f64(waited),
+            starved: Some(99),
+        };
+        auto.passed(&passed, now);
+        codec
+    };
+    for burst in 0..4 {
+        for block in 0..8 {
+            let (took, waited) = match block {
+                0 => (1.0, 1.0),
+                _ => (0.0003, 0.0001),
+            };
+            assert_ne!(pass(took, waited), Codec::None, "{burst}");
+        }
+    }
+}
+
+#[test]
 fn a_receiver_that_takes_no_codec_gets_none() {
     assert_eq!(
         Auto::new(CodecSet::of([]), Line::Unknown, AHEAD).codec(),
