@@ -230,7 +230,6 @@ async fn an_agent_waits_for_its_certificate_and_says_for_what() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "needs root and btrfs"]
 async fn an_agent_renews_in_time_and_tells_whom_it_believes() {
-    // Valid from five minutes before it is issued: two thirds of what is left count.
     let (office, mounts, pool) = (
         Office::new(Duration::from_secs(6)),
         Mounts::new(),

@@ -59,7 +59,7 @@ async fn certificates_and_their_authority_are_replaced_during_a_transfer() -> Ou
 
 #[allow(clippy::print_stdout)] // of a test, for people
 async fn replaced_during_a_transfer(s: &Scenario) -> Outcome {
-    s.write_live("node-1", "disk", "head -c 56M /dev/urandom > disk.img")
+    s.write_live("node-1", "disk", "head -c 44M /dev/urandom > disk.img")
         .await?;
     // Slow enough to last beyond the lives of several certificates and one authority.
     s.target(json!({"nodes": selecting(&["node-2"]), "bandwidth": "160Ki"}))

@@ -15,7 +15,8 @@ use crate::fingerprint::Fingerprint;
 use crate::key::{Key, PublicKey};
 use crate::name::Name;
 
-/// Clocks of nodes differ: what is issued is valid from so long before.
+/// Clocks of nodes differ: what is issued is valid from so long before; a tenth of its life where that
+/// is less, for when it is replaced is reckoned from its whole life.
 const SKEW: Duration = Duration::from_secs(300);
 
 /// From when to when a certificate is valid.
@@ -63,7 +64,7 @@ impl Validity {
     /// From now on for so long; clocks that are a little behind see it as valid too.
     pub fn from(now: SystemTime, lifetime: Duration) -> Self {
         Self {
-            not_before: now - SKEW,
+            not_before: now - SKEW.min(lifetime / 10),
             not_after: now + lifetime,
         }
     }
