@@ -93,7 +93,7 @@ pub(super) enum Action {
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// What this process holds and signs with from now on.
+    /// What this process holds from now on.
     pub(super) held: Option<Held>,
     /// What the ConfigMap is to hold, now or after `action`.
     pub(super) publication: Published,
@@ -129,10 +129,8 @@ impl Rules {
 pub(super) fn plan(sight: &Sight<'_>, rules: &Rules, now: Timestamp) -> Plan {
     let held = sight.held.and_then(|held| up_to_date(held, sight, now));
     match sight.stored {
-        Stored::Absent => absent(held.filter(|it| leads(it, sight)), sight, rules, now),
-        Stored::Unusable(why) => {
-            unusable(why, held.filter(|it| leads(it, sight)), sight, rules, now)
-        }
+        Stored::Absent => absent(in_force(held, sight), sight, rules, now),
+        Stored::Unusable(why) => unusable(why, in_force(held, sight), sight, rules, now),
         Stored::Whole { signing, next } => {
             let next = next.as_ref().filter(|_| !rules.external);
             let next = next.filter(|next| next.until > now);
@@ -141,7 +139,7 @@ pub(super) fn plan(sight: &Sight<'_>, rules: &Rules, now: Timestamp) -> Plan {
                 (false, Some(next)) => overdue(next, sight, rules, now),
                 (false, None) => {
                     let why = format!("its certificate expired at {}", signing.until);
-                    unusable(&why, held.filter(|it| leads(it, sight)), sight, rules, now)
+                    unusable(&why, in_force(held, sight), sight, rules, now)
                 }
             }
         }
@@ -171,10 +169,16 @@ fn signs(authority: &Known, sight: &Sight<'_>) -> bool {
     published(sight).first() == Some(&authority.id)
 }
 
-/// Whether what is held is what the leader signs with; else it is a memory of former times, from
-/// which no Secret must be made.
-fn leads(held: &Held, sight: &Sight<'_>) -> bool {
-    published(sight).is_empty() || signs(&held.signing, sight)
+/// Whether what is held is to be signed with: all sign with what stands first in the ConfigMap, and
+/// with nothing else while there is one. A replica that holds something else has been overtaken.
+pub(super) fn may_sign(held: &Held, published: Option<&Published>) -> bool {
+    let first = published.and_then(|published| published.authorities.first());
+    first.is_none_or(|first| *first == held.signing.id)
+}
+
+/// What is held, if it is more than a memory of former times, from which no Secret must be made.
+fn in_force(held: Option<Held>, sight: &Sight<'_>) -> Option<Held> {
+    held.filter(|held| may_sign(held, sight.published))
 }
 
 /// There is no Secret.
@@ -304,7 +308,7 @@ fn whole(
 ) -> Plan {
     // Another one than is held: it was replaced. Who holds the old one goes on signing with it until
     // the leader signs with the new one, which it does when all agents believe it. Who does not hold
-    // the old one has no choice.
+    // the old one has no choice but the new one.
     let goes_on = |old: &Known| {
         let is_believed = published(sight).is_empty() || published(sight).contains(&old.id);
         old.id != signing.id && is_believed && !signs(signing, sight)

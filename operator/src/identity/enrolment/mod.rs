@@ -282,14 +282,17 @@ impl Desk {
 }
 
 /// Whether this is more than noise on the network: somebody came with a token, or something is set
-/// up wrongly.
+/// up wrongly. Of an authority that is lost the leader tells.
 fn is_for_people(reason: &str) -> bool {
-    !matches!(reason, "TooFast" | "BadRequest" | "BadToken" | "BadKey")
+    !matches!(
+        reason,
+        "TooFast" | "BadRequest" | "BadToken" | "BadKey" | "NoAuthority"
+    )
 }
 
 fn no_authority() -> Ended {
     let why = "there is no certificate authority to sign with";
-    Ended::Unavailable(Refusal::new("CALost", why))
+    Ended::Unavailable(Refusal::new("NoAuthority", why))
 }
 
 fn no_answer(what: &str, error: &kube::Error) -> Ended {
