@@ -47,7 +47,7 @@ const STARVES: u32 = 10;
 
 /// One that starves for this share of the time, while nothing seems to wait, has not got yet what sockets have
 /// swallowed, which is at most so many bytes.
-const SWALLOWED: (u32, u64) = (50, 24 << 20);
+const STILL_FILLING: (u32, u64) = (50, 24 << 20);
 
 /// Data that gets smaller by less than this goes as fast uncompressed, to a tenth, whatever the line.
 const SHRINKS: f64 = 1.1;
@@ -163,11 +163,13 @@ impl Auto {
 
     /// Looks at how the last blocks went; what the line is, if they tell.
     fn look(&mut self, look: &Look, now: Instant) -> Option<Line> {
-        let starves = look.starved.is_none_or(|percent| percent >= SWALLOWED.0);
+        let starves = look
+            .starved
+            .is_none_or(|percent| percent >= STILL_FILLING.0);
         // After a wait for a slow line sockets have room for a few at once.
         let burst = look.wire >= FAST && look.whole < GIGABIT;
         let waits = look.waits && !burst;
-        if self.line.is_none() && !waits && starves && self.wire < SWALLOWED.1 {
+        if self.line.is_none() && !waits && starves && self.wire < STILL_FILLING.1 {
             return None;
         }
         let may_be_slow = |starved| match starved {
