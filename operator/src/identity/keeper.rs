@@ -89,7 +89,7 @@ impl Keeper {
                 Ok(()) = self.role.changed() => {}
                 () = sleep(pause), if !pause.is_zero() => {}
             }
-            pause = match (&secret, &bundle) {
+            pause = match (&secret, &mut bundle) {
                 (Some(secret), Some(bundle)) => self.step(secret, bundle, &mut memory).await,
                 _ => NOW_AND_THEN,
             };
@@ -100,7 +100,7 @@ impl Keeper {
     async fn step(
         &self,
         secret: &SeenSecret,
-        bundle: &SeenBundle,
+        bundle: &mut SeenBundle,
         memory: &mut Memory,
     ) -> Duration {
         let role = self.role.borrow().clone();
@@ -142,7 +142,7 @@ impl Keeper {
         action: &Action,
         plan: &Plan,
         secret: &SeenSecret,
-        bundle: &SeenBundle,
+        bundle: &mut SeenBundle,
         memory: &Memory,
     ) -> Result<(), Failure> {
         let held = plan.held.as_ref();
@@ -202,7 +202,8 @@ impl Keeper {
             Action::Publish => {
                 let text = text(&plan.publication, bundle, memory);
                 let retire_at = plan.publication.retire_at;
-                self.store.publish(bundle, &text, retire_at).await?;
+                // Seen at once: the next decision must not be made from what it was before.
+                *bundle = self.store.publish(bundle, &text, retire_at).await?;
                 let authorities = plan.publication.authorities.len();
                 info!(authorities, retire_at = ?retire_at.map(|at| at.to_string()), "published who is believed");
             }

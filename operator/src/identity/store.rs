@@ -129,13 +129,13 @@ impl Store {
     }
 
     /// Makes the ConfigMap or writes the one that was seen; one that has changed since is left
-    /// alone, and that is an error.
+    /// alone, and that is an error. What was written is what has been seen from then on.
     pub(super) async fn publish(
         &self,
         seen: &SeenBundle,
         bundle: &str,
         retire_at: Option<Timestamp>,
-    ) -> kube::Result<()> {
+    ) -> kube::Result<SeenBundle> {
         let mut object = seen.object.clone().unwrap_or_else(|| ConfigMap {
             metadata: metadata(&self.config_map),
             ..ConfigMap::default()
@@ -148,16 +148,14 @@ impl Store {
             None => annotations.remove(names::RETIRE_AT),
         };
         let params = PostParams::default();
-        match seen.object {
+        let written = match seen.object {
             Some(_) => {
                 let name = &self.config_map;
-                self.config_maps.replace(name, &params, &object).await?;
+                self.config_maps.replace(name, &params, &object).await?
             }
-            None => {
-                self.config_maps.create(&params, &object).await?;
-            }
-        }
-        Ok(())
+            None => self.config_maps.create(&params, &object).await?,
+        };
+        Ok(SeenBundle::of(Some(written)))
     }
 }
 
