@@ -228,3 +228,59 @@ pub(crate) fn settle(image: &ImageDir) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::ImageId;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    #[test]
+    fn what_nothing_goes_on_from_for_a_week_expires_unless_it_is_awaited() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = ImageDir {
+            dir: std::fs::File::open(dir.path()).unwrap().into(),
+            id: ImageId {
+                namespace: "desktops".parse().unwrap(),
+                name: "win11".parse().unwrap(),
+            },
+        };
+        let meta = Meta::make(&image).unwrap();
+        let arrival = Arrival {
+            transfer: Uuid::new_v4(),
+            identity: Uuid::new_v4(),
+            record: None,
+            checkpoint: None,
+        };
+        let now = SystemTime::UNIX_EPOCH + DAY * 20_000;
+        let [young, old, awaited, future] =
+            [1, 2, 3, 4].map(|number| SnapshotNumber::new(number).unwrap());
+        let written = [
+            (young, now - DAY.mul_f64(6.9)),
+            (old, now - DAY.mul_f64(7.1)),
+            (awaited, now - DAY.mul_f64(7.1)),
+            // The clock was put back since.
+            (future, now + DAY),
+        ];
+        for (number, at) in written {
+            meta.arriving.put(number, &arrival).unwrap();
+            meta.arriving.touch(number, at).unwrap();
+        }
+        let left = || {
+            let mut left = meta.arriving.numbers().unwrap();
+            left.sort();
+            left
+        };
+        expire(&image, &meta, now, |number| number == awaited).unwrap();
+        assert_eq!(left(), [young, awaited, future]);
+        expire(&image, &meta, now, |_| false).unwrap();
+        assert_eq!(left(), [young, future]);
+        // Its week begins when that is noticed.
+        let later = now + KEEP - Duration::from_secs(1);
+        expire(&image, &meta, later, |_| false).unwrap();
+        assert_eq!(left(), [future]);
+        expire(&image, &meta, now + KEEP, |_| false).unwrap();
+        assert!(left().is_empty());
+    }
+}

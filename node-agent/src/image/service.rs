@@ -21,6 +21,9 @@ use crate::watch::Facts;
 /// How often the disk is looked at for what was done by hand.
 const RESCAN: Duration = Duration::from_secs(5);
 
+/// How often it is looked for checkpoints that nothing has gone on from for days.
+const EXPIRE: Duration = Duration::from_secs(3600);
+
 type ImageLock = Arc<tokio::sync::Mutex<()>>;
 
 /// The images of this agent's pool; cheap to share.
@@ -220,7 +223,7 @@ impl Images {
     /// Whether snapshots may arrive in a pool: before it is settled, they would be taken for what
     /// an earlier transfer left.
     pub(crate) fn is_settled(&self, pool: &OpenPool) -> bool {
-        *self.settled.borrow() == Some(pool.id)
+        self.settled() == Some(pool.id)
     }
 
     /// Waits until there is a pool that is settled; whether there is, after this long.
@@ -228,6 +231,10 @@ impl Images {
         let mut settled = self.settled.subscribe();
         let there = settled.wait_for(Option::is_some);
         tokio::time::timeout(limit, there).await.is_ok()
+    }
+
+    fn settled(&self) -> Option<PoolId> {
+        *self.settled.borrow()
     }
 
     /// Removes the checkpoints that nothing has gone on from for long, where nobody works on the
@@ -268,14 +275,17 @@ impl Images {
     where
         F: Fn(&ImageId, SnapshotNumber) -> bool + Clone + Send + Sync + 'static,
     {
-        let mut tick = tokio::time::interval(RESCAN);
+        let (mut tick, mut expire) = (tokio::time::interval(RESCAN), tokio::time::interval(EXPIRE));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        expire.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut counting = tokio::task::JoinSet::new();
         counting.spawn(self.clone().count(closing.clone()));
         loop {
             tokio::select! {
                 () = closing.cancelled() => return,
-                _ = tick.tick() => {
+                _ = tick.tick() => self.rescan().await,
+                // The first time as soon as there is a pool.
+                _ = expire.tick(), if self.settled().is_some() => {
                     self.rescan().await;
                     self.expire(&is_awaited).await;
                 }

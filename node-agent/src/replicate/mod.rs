@@ -27,7 +27,7 @@ use crate::identity::throwaway;
 use crate::image::ImageId;
 use crate::net::{self, Network, Stream};
 use crate::transfer::{
-    Bucket, CodecChoice, Home, Line, Measuring, ModeChoice, Pace, Sender, Ticket, codec_name,
+    Bucket, CodecChoice, Home, LastSeen, Measuring, ModeChoice, Pace, Sender, Ticket, codec_name,
     read_hello, receive,
 };
 use folder::Folder;
@@ -179,8 +179,8 @@ async fn transfer(options: &Options, pair: Pair, meter: &Meter) -> Result<Report
             stall: PACE.stall,
             // Nothing is slow between two ends of one process, but what is told to be.
             line: match bucket {
-                None => Line::Fast,
-                Some(_) => Line::Unknown,
+                None => LastSeen::fast(),
+                Some(_) => LastSeen::default(),
             },
         };
         let Some(welcome) = sender.greet(&mut stream, &hello).await? else {

@@ -34,8 +34,8 @@ pub(crate) use link::{Pace, read_hello};
 use listen::Awaited;
 pub(crate) use receiver::home::Home;
 pub(crate) use receiver::receive;
-use source::Gatherings;
-pub(crate) use source::{Line, Measuring, ModeChoice, Opened, Sender};
+use source::{Gatherings, Lines};
+pub(crate) use source::{LastSeen, Measuring, ModeChoice, Opened, Sender};
 pub(crate) use ticket::Ticket;
 pub(crate) use ticket::now;
 
@@ -66,6 +66,8 @@ struct Inner {
     stream_only: Mutex<HashSet<Uuid>>,
     /// Passes over snapshots that are about to begin.
     gatherings: Gatherings,
+    /// What the lines to receivers were last seen to be.
+    lines: Lines,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -91,6 +93,7 @@ impl Transfers {
             expected: Mutex::default(),
             stream_only: Mutex::default(),
             gatherings: Gatherings::default(),
+            lines: Lines::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }))

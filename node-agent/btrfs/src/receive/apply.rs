@@ -294,10 +294,11 @@ impl<'a> Applier<'a> {
             true => None,
             false => Some(self.decoder.decode(encoded)?),
         };
+        let since = self.files.since;
         let file = self.files.open(self.tree.node(path)?, path)?;
         if self.encoding == Encoding::AsStored
             && is_as_btrfs_writes(encoded)
-            && file.write_encoded(offset, encoded)?
+            && file.write_encoded(since, offset, encoded)?
         {
             return self.files.one_more_kept(self.tree.root());
         }

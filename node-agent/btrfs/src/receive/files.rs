@@ -35,7 +35,7 @@ const WRITE_BACK_PIECE: u64 = 64 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Files {
     /// Transaction in which the subvolume was made: all that is written here is no older.
-    since: u64,
+    pub(super) since: u64,
     /// Whether those that are not among them are as the parent has them.
     as_parent: bool,
     /// By inode, not by path: a path may come to mean another file. The oldest is first.
@@ -57,7 +57,6 @@ pub(super) struct File {
     path: Vec<u8>,
     /// What was written in a row, and is not yet on its way to the disk.
     written: Range<u64>,
-    since: u64,
     /// From here on it is as the parent has it.
     as_parent_from: u64,
     kept: Kept,
@@ -94,7 +93,6 @@ impl Files {
                     fd,
                     path,
                     written: 0..0,
-                    since: self.since,
                     as_parent_from: if self.as_parent { 0 } else { u64::MAX },
                     kept: self.kept.remove(&node.ino).unwrap_or_default(),
                 });
@@ -160,9 +158,10 @@ fn open_again(root: BorrowedFd<'_>, ino: u64) -> Result<OwnedFd, Errno> {
 }
 
 impl File {
-    /// Writes an extent as it is, if the kernel takes it.
+    /// Writes an extent as it is, not before the transaction `since`, if the kernel takes it.
     pub(super) fn write_encoded(
         &mut self,
+        since: u64,
         offset: u64,
         encoded: &Encoded<'_>,
     ) -> Result<bool, Refusal> {
@@ -176,7 +175,7 @@ impl File {
         // that has to do with more than this extent, the plain write tells.
         let written = self
             .kept
-            .write(self.fd.as_fd(), (block, self.since), offset, encoded);
+            .write(self.fd.as_fd(), (block, since), offset, encoded);
         Ok(written.is_ok())
     }
 

@@ -74,6 +74,7 @@ impl Kept {
         self.extents
             .sort_unstable_by_key(|extent| extent.shown.start);
         let (mut found, mut known) = (Vec::new(), 0..0);
+        let mut buffer = Vec::new();
         for extent in &self.extents {
             let begin = extent.shown.start;
             if !known.contains(&begin) {
@@ -82,7 +83,7 @@ impl Kept {
             }
             let at = found.partition_point(|other| other.shown.start < begin);
             let stands = found.get(at).is_some_and(|other| is_shown(extent, other));
-            if !stands && !stands_after_all(extent, fd, inode)? {
+            if !stands && !stands_after_all(extent, (fd, inode), &mut buffer)? {
                 return Ok(false);
             }
         }
@@ -103,10 +104,15 @@ fn is_shown(written: &CompressedExtent, found: &CompressedExtent) -> bool {
 }
 
 /// fsync can return as soon as the log has an extent, before the tree has it. Whoever reads there waits for that.
-fn stands_after_all(extent: &CompressedExtent, fd: BorrowedFd<'_>, inode: u64) -> Result<bool> {
-    let mut buffer = vec![0; MAX_ENCODED];
+/// What is read goes into `buffer`.
+fn stands_after_all(
+    extent: &CompressedExtent,
+    (fd, inode): (BorrowedFd<'_>, u64),
+    buffer: &mut Vec<u8>,
+) -> Result<bool> {
+    buffer.resize(MAX_ENCODED, 0);
     loop {
-        match sys::encoded_read(fd, extent.shown.start, &mut buffer) {
+        match sys::encoded_read(fd, extent.shown.start, buffer) {
             Err(Errno::INTR) => {}
             // Another extent, longer than any that is compressed.
             Ok(_) | Err(Errno::NOBUFS) => break,

@@ -2,7 +2,7 @@
 //! other, kept at checkpoints, and become a snapshot once the last has proved to be the last.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use icbd_btrfs::Encoding;
@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::converse::Reception;
 use super::home::Home;
 use super::rhythm::Rhythm;
+use super::starving::Starving;
 use crate::error::{Error, Result};
 use crate::image::checkpoint::CheckpointRecord;
 use crate::transfer::link::{self, RawFrame};
@@ -130,7 +131,7 @@ impl Applying<'_> {
         let mut failed = None;
         let frames = Frames {
             queue,
-            starved: &reception.starved,
+            starving: &reception.starving,
             receiving: Receiving::new(self.welcome),
             failed: false,
         };
@@ -252,8 +253,7 @@ enum Failed {
 /// The frames with blocks, each with the position behind it, up to the end of the stream.
 struct Frames<'a> {
     queue: mpsc::Receiver<RawFrame>,
-    /// Nanoseconds for which none was there.
-    starved: &'a AtomicU64,
+    starving: &'a Starving,
     receiving: Receiving,
     failed: bool,
 }
@@ -262,10 +262,9 @@ impl Frames<'_> {
     /// The next block; `None` at the end of the stream.
     fn admit(&mut self) -> Result<Option<Admitted>> {
         while !self.receiving.is_complete() {
-            let asked = Instant::now();
+            self.starving.begins(Instant::now());
             let raw = self.queue.blocking_recv();
-            let waited = asked.elapsed().as_nanos() as u64;
-            self.starved.fetch_add(waited, Ordering::Relaxed);
+            self.starving.ends(Instant::now());
             let Some(raw) = raw else {
                 return Err(Error::refused(Reason::PeerLost, "the stream broke off"));
             };

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::home::Home;
+use super::starving::Starving;
 use crate::error::{Error, Result, blocking};
 use crate::transfer::codec;
 use crate::transfer::link::{self, Movement, Pace, RawFrame};
@@ -47,8 +48,7 @@ pub(super) struct Reception {
     pub(super) received: AtomicU64,
     /// Raw bytes whose commands were carried out.
     pub(super) applied: AtomicU64,
-    /// Nanoseconds for which there was no block to work on.
-    pub(super) starved: AtomicU64,
+    pub(super) starving: Starving,
     /// Raw bytes that a crash would not take away.
     pub(super) durable: AtomicU64,
     /// Whether all has come and is being made durable.
@@ -70,7 +70,7 @@ impl Reception {
             movement: Movement::new(pace.stall),
             received: from(),
             applied: from(),
-            starved: AtomicU64::new(0),
+            starving: Starving::default(),
             durable: from(),
             finishing: AtomicBool::new(false),
             broken_off: OnceLock::new(),
@@ -178,14 +178,15 @@ impl Reception {
     /// Tells the source how far its bytes have got, for as long as the transfer lasts.
     async fn speak(&self, to: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
         let mut pause = ACKNOWLEDGE.0;
-        let mut last = (Instant::now(), 0);
+        let mut last = (Instant::now(), Duration::ZERO);
         loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(ACKNOWLEDGE.1);
-            let now = (Instant::now(), self.starved.load(Ordering::Relaxed));
-            let time = (now.0 - last.0).as_nanos().max(1);
-            let starved = u128::from(now.1 - last.1) * 100 / time;
-            last = now;
+            let now = Instant::now();
+            let starving = self.starving.so_far(now);
+            let time = (now - last.0).as_nanos().max(1);
+            let starved = starving.saturating_sub(last.1).as_nanos() * 100 / time;
+            last = (now, starving);
             // In this order, for what is durable was received before.
             let durable = self.durable.load(Ordering::Acquire);
             let received = self.received.load(Ordering::Relaxed);

@@ -6,6 +6,7 @@ mod converse;
 pub(crate) mod home;
 mod place;
 mod rhythm;
+mod starving;
 
 use std::sync::Arc;
 

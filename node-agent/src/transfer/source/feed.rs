@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::auto::{Auto, Line, Passed};
+use super::lines::{LastSeen, believed_of_all};
 use crate::error::{Error, Result};
 use crate::transfer::pipeline;
 
@@ -158,16 +159,16 @@ impl Pass {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Agreed {
     Always(Codec),
-    /// In whichever of these gets most through, on such a line.
-    Best(CodecSet, Line),
+    /// In whichever of these gets most through.
+    Best(CodecSet),
 }
 
 impl Agreed {
-    /// Of one codec that one is always the best.
-    fn chooser(self) -> Auto {
+    /// Of one codec that one is always the best, whatever the lines.
+    fn chooser<'a>(self, lines: impl Iterator<Item = &'a LastSeen>) -> Auto {
         match self {
             Self::Always(codec) => Auto::always(codec),
-            Self::Best(codecs, line) => Auto::new(codecs, line, AHEAD),
+            Self::Best(codecs) => Auto::new(codecs, believed_of_all(lines), AHEAD),
         }
     }
 }
@@ -185,6 +186,7 @@ pub(super) struct Feed {
 
 struct Subscriber {
     pieces: mpsc::Sender<Piece>,
+    line: LastSeen,
     /// How long the others have waited for this one.
     waited: Duration,
 }
@@ -201,13 +203,14 @@ impl Feed {
         }
     }
 
-    /// Makes one more receiver listen, from the first block on, though it has so many raw bytes: of
-    /// those it needs the hashes.
-    pub(super) fn subscribe(&mut self, had: u64) -> Subscription {
+    /// Makes one more receiver listen, at the end of this line, from the first block on, though it has
+    /// so many raw bytes: of those it needs the hashes.
+    pub(super) fn subscribe(&mut self, had: u64, line: LastSeen) -> Subscription {
         self.had = self.had.min(had);
         let (sender, pieces) = mpsc::channel(AHEAD);
         self.subscribers.push(Subscriber {
             pieces: sender,
+            line,
             waited: Duration::ZERO,
         });
         self.pass.listeners.fetch_add(1, Ordering::Relaxed);
@@ -258,7 +261,9 @@ impl Feed {
         blocks: impl Iterator<Item = Result<Block, BlockError>> + Send,
         failed: impl Fn(BlockError) -> Error + Sync,
     ) -> Result<()> {
-        let (chooser, subscribers) = (Mutex::new(self.codec.chooser()), &mut self.subscribers);
+        let subscribers = &mut self.subscribers;
+        let lines = subscribers.iter().map(|subscriber| &subscriber.line);
+        let chooser = Mutex::new(self.codec.chooser(lines));
         let chooser = || chooser.lock().unwrap_or_else(PoisonError::into_inner);
         let (begun, runtime) = (Instant::now(), Handle::current());
         let (had, mut behind) = (self.had, 0);
@@ -292,7 +297,10 @@ impl Feed {
                             waited,
                             starved: pass.starved(),
                         };
-                        chooser().passed(&passed, now);
+                        if let Some(line) = chooser().passed(&passed, now) {
+                            let lines = subscribers.iter().map(|subscriber| &subscriber.line);
+                            lines.for_each(|it| it.is(line));
+                        }
                     }
                     sent
                 }
@@ -382,6 +390,9 @@ fn broadcast(
         let waiting = Instant::now();
         let sent = runtime.block_on(subscriber.pieces.send_timeout(piece.clone(), left));
         subscriber.waited += waiting.elapsed();
+        if sent.is_err() {
+            subscriber.line.is(Line::Unknown);
+        }
         sent.is_ok()
     });
     match subscribers.is_empty() {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::feed::{Agreed, Feed, Opened, Subscription};
+use super::lines::LastSeen;
 use crate::image::{ImageId, SnapshotNumber};
 use crate::transfer::Transfers;
 use crate::transfer::ticket::Ticket;
@@ -54,21 +55,21 @@ impl Gatherings {
 }
 
 impl Transfers {
-    /// Listens to the pass that is about to begin, or makes one begin, for a receiver that has so many
-    /// raw bytes.
+    /// Listens to the pass that is about to begin, or makes one begin, for a receiver at the end of this
+    /// line that has so many raw bytes.
     pub(super) fn listen_to(
         &self,
         key: PassKey,
         opened: &Arc<Opened>,
         ticket: &Ticket,
-        had: u64,
+        (had, line): (u64, &LastSeen),
     ) -> Subscription {
         let mut feeds = self.0.gatherings.feeds();
         match feeds.entry(key.clone()) {
-            Entry::Occupied(mut feed) => feed.get_mut().subscribe(had),
+            Entry::Occupied(mut feed) => feed.get_mut().subscribe(had, line.clone()),
             Entry::Vacant(free) => {
                 let mut feed = Feed::new(Arc::clone(opened), key.mode, key.codec);
-                let pieces = feed.subscribe(had);
+                let pieces = feed.subscribe(had, line.clone());
                 free.insert(feed);
                 let large = ticket.total() >= LARGE;
                 self.0.tasks.spawn(self.clone().begin_pass(key, large));

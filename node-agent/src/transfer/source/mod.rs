@@ -5,6 +5,7 @@ mod auto;
 mod converse;
 mod feed;
 mod gather;
+mod lines;
 mod measure;
 mod mode;
 mod probe;
@@ -22,12 +23,14 @@ use icbd_wire::data::{Answer, Codec, FailureCode, Hello, Mode, VersionRange, Wel
 use tokio::io::{AsyncRead, AsyncWrite};
 use uuid::Uuid;
 
-pub(crate) use self::auto::{AUTO, Line};
+pub(crate) use self::auto::AUTO;
 use self::converse::Connection;
 pub(crate) use self::feed::Opened;
 use self::feed::{Agreed, Feed, Subscription};
 pub(super) use self::gather::Gatherings;
 use self::gather::PassKey;
+pub(crate) use self::lines::LastSeen;
+pub(super) use self::lines::Lines;
 pub(crate) use self::measure::Measuring;
 pub(crate) use self::mode::ModeChoice;
 use super::Transfers;
@@ -152,7 +155,11 @@ impl Transfers {
             codec: order.codec,
             bucket: &order.bucket,
             stall: self.0.pace.stall,
-            line: Line::Unknown,
+            line: match order.bucket {
+                None => self.0.lines.to(&ticket.peer),
+                // What passes within a limit says nothing of the line.
+                Some(_) => LastSeen::default(),
+            },
         };
         let mut stream = stream?;
         let welcome = sender.greet(&mut stream, &hello).await;
@@ -171,7 +178,8 @@ impl Transfers {
             mode: welcome.mode,
             codec: sender.agreed(&welcome),
         };
-        let pieces = self.listen_to(key, &opened, &ticket, welcome.resume.raw);
+        let had = welcome.resume.raw;
+        let pieces = self.listen_to(key, &opened, &ticket, (had, &sender.line));
         let sent = sender.send(stream, pieces, &welcome, &opened).await;
         drop(measuring);
         if let Err(error) = &sent
@@ -198,7 +206,7 @@ pub(crate) struct Sender<'a> {
     pub(crate) codec: CodecChoice,
     pub(crate) bucket: &'a Option<Arc<Bucket>>,
     pub(crate) stall: Duration,
-    pub(crate) line: Line,
+    pub(crate) line: LastSeen,
 }
 
 impl Sender<'_> {
@@ -229,7 +237,7 @@ impl Sender<'_> {
         welcome: &Welcome,
         opened: &Arc<Opened>,
     ) -> Result<()> {
-        let alone = |had| begin(opened, welcome.mode, self.agreed(welcome), had);
+        let alone = |had| self.begin(opened, welcome, had);
         Connection::new(self.ticket, self.stall, self.bucket, welcome)
             .run(stream, pieces, alone)
             .await
@@ -242,26 +250,25 @@ impl Sender<'_> {
         welcome: &Welcome,
         opened: &Arc<Opened>,
     ) -> Result<()> {
-        let had = welcome.resume.raw;
-        let pieces = begin(opened, welcome.mode, self.agreed(welcome), had);
+        let pieces = self.begin(opened, welcome, welcome.resume.raw);
         self.send(stream, pieces, welcome, opened).await
     }
 
     fn agreed(&self, welcome: &Welcome) -> Agreed {
         match self.codec {
-            CodecChoice::Auto => Agreed::Best(welcome.codecs, self.line),
+            CodecChoice::Auto => Agreed::Best(welcome.codecs),
             CodecChoice::Always(codec) if welcome.codecs.contains(codec) => Agreed::Always(codec),
             CodecChoice::Always(_) => Agreed::Always(Codec::None),
         }
     }
-}
 
-/// Begins a pass over the snapshot for one receiver, which has so many raw bytes.
-fn begin(opened: &Arc<Opened>, mode: Mode, codec: Agreed, had: u64) -> Subscription {
-    let mut feed = Feed::new(Arc::clone(opened), mode, codec);
-    let pieces = feed.subscribe(had);
-    tokio::task::spawn_blocking(move || feed.run());
-    pieces
+    /// Begins a pass over the snapshot for this receiver alone, which has so many raw bytes.
+    fn begin(&self, opened: &Arc<Opened>, welcome: &Welcome, had: u64) -> Subscription {
+        let mut feed = Feed::new(Arc::clone(opened), welcome.mode, self.agreed(welcome));
+        let pieces = feed.subscribe(had, self.line.clone());
+        tokio::task::spawn_blocking(move || feed.run());
+        pieces
+    }
 }
 
 impl Order {

@@ -24,8 +24,8 @@ pub(crate) const AUTO: [Codec; 3] = [Codec::None, Codec::Lz4, Codec::Zstd];
 /// without it; on a fast one it costs some hundredths of a second.
 const FIRST: usize = 1;
 
-/// What is known of a line before anything went over it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What is known of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
     Unknown,
     /// It is not what is slow, as far as anybody can tell.
@@ -47,7 +47,7 @@ const STARVES: u32 = 10;
 
 /// One that starves for this share of the time, while nothing seems to wait, has not got yet what sockets have
 /// swallowed, which is at most so many bytes.
-const SWALLOWED: (u32, u64) = (50, 24 << 20);
+const STILL_FILLING: (u32, u64) = (50, 24 << 20);
 
 /// Data that gets smaller by less than this goes as fast uncompressed, to a tenth, whatever the line.
 const SHRINKS: f64 = 1.1;
@@ -140,38 +140,37 @@ impl Auto {
         choice.map_or(Codec::None, |choice| choice.codec)
     }
 
-    /// A block has gone on its way.
-    pub(super) fn passed(&mut self, passed: &Passed, now: Instant) {
-        let Some(of) = self.find(passed.codec) else {
-            return;
-        };
+    /// A block has gone on its way; what the line is, should that have been seen by now.
+    pub(super) fn passed(&mut self, passed: &Passed, now: Instant) -> Option<Line> {
+        let of = self.find(passed.codec)?;
         if self.choices.len() < 2 {
-            return;
+            return None;
         }
         if let Some(choice) = self.choices.get_mut(of) {
             choice.count(passed);
         }
         self.wire += passed.wire;
         if of != self.current && self.current != 0 {
-            return;
+            return None;
         }
         if self.current != 0 && !self.shrinks() {
-            return self.change_to(0);
+            self.change_to(0);
+            return None;
         }
-        if let Some(look) = self.window.add(passed, now) {
-            self.look(&look, now);
-        }
+        let look = self.window.add(passed, now)?;
+        self.look(&look, now)
     }
 
-    /// Looks at how the last blocks went.
-    fn look(&mut self, look: &Look, now: Instant) {
-        let starves = look.starved.is_none_or(|percent| percent >= SWALLOWED.0);
+    /// Looks at how the last blocks went; what the line is, if they tell.
+    fn look(&mut self, look: &Look, now: Instant) -> Option<Line> {
+        let starves = look
+            .starved
+            .is_none_or(|percent| percent >= STILL_FILLING.0);
         // After a wait for a slow line sockets have room for a few at once.
         let burst = look.wire >= FAST && look.whole < GIGABIT;
         let waits = look.waits && !burst;
-        if self.line.is_none() && self.current != 0 && !waits && starves && self.wire < SWALLOWED.1
-        {
-            return;
+        if self.line.is_none() && !waits && starves && self.wire < STILL_FILLING.1 {
+            return None;
         }
         let may_be_slow = |starved| match starved {
             Some(percent) => percent >= STARVES,
@@ -186,6 +185,11 @@ impl Auto {
             self.line = None;
             self.believed = (self.believed * 2).min(BELIEVED.1);
         }
+        let seen = match self.line {
+            Some(_) => Some(Line::Unknown),
+            // That it carries what a codec leaves does not say that it carries all of it.
+            None => (self.current == 0 && look.starved.is_some()).then_some(Line::Fast),
+        };
         let better = self.better(look.raw);
         let times = match self.better {
             (last, times) if last == better => times + 1,
@@ -196,6 +200,7 @@ impl Auto {
         if better != self.current && (times >= AGREED || self.line.is_none()) {
             self.change_to(better);
         }
+        seen
     }
 
     fn change_to(&mut self, codec: usize) {
