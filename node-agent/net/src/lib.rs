@@ -43,5 +43,6 @@ pub const PARTING: Duration = Duration::from_secs(2);
 
 /// A certificate as PEM (RFC 7468).
 pub(crate) fn pem(certificate: &CertificateDer<'_>) -> String {
-    pem::encode(&pem::Pem::new("CERTIFICATE", certificate.to_vec()))
+    let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", certificate.to_vec()), lines)
 }

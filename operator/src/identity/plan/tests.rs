@@ -2,6 +2,7 @@
 //! agents that hear late, and people who delete things.
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::*;
 
@@ -610,8 +611,18 @@ impl World {
     }
 }
 
+/// The same ones each time, unless PROPTEST_RNG_SEED says another seed; PROPTEST_CASES makes more of them. What
+/// shows itself once in tens of thousands is to be looked for on purpose.
+fn histories() -> ProptestConfig {
+    let mut config = ProptestConfig::default();
+    if matches!(config.rng_seed, RngSeed::Random) {
+        config.rng_seed = RngSeed::Fixed(1);
+    }
+    config
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(histories())]
 
     /// Crashes, late views, and a Secret that goes again and again while somebody holds it.
     #[test]
