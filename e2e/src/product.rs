@@ -126,11 +126,7 @@ impl Cluster {
     /// # Errors
     /// When helm fails.
     pub async fn installed_anew(&self, options: &[&str]) -> Outcome {
-        let values = self
-            .helm(&["get", "values", "icbd", "-o", "yaml"], "")
-            .await?;
-        let uninstall = ["uninstall", "icbd", "--wait", "--timeout=2m"];
-        self.helm(&uninstall, "").await?;
+        let values = self.uninstall().await?;
         let forget = [
             "delete",
             "--ignore-not-found",
@@ -140,6 +136,27 @@ impl Cluster {
             &format!("configmap/{TRUST}"),
         ];
         self.kubectl(&forget).await?;
+        self.install(&values, options).await
+    }
+
+    /// Uninstalls the product; the values that it had.
+    ///
+    /// # Errors
+    /// When helm fails.
+    pub async fn uninstall(&self) -> Outcome<String> {
+        let values = self
+            .helm(&["get", "values", "icbd", "-o", "yaml"], "")
+            .await?;
+        let uninstall = ["uninstall", "icbd", "--wait", "--timeout=2m"];
+        self.helm(&uninstall, "").await?;
+        Ok(values)
+    }
+
+    /// Installs the product with these values and options of helm, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When helm fails, or the product does not become ready.
+    pub async fn install(&self, values: &str, options: &[&str]) -> Outcome {
         let chart = self.chart();
         let install = [
             "install",
@@ -150,8 +167,7 @@ impl Cluster {
             "--values",
             "-",
         ];
-        self.helm(&[&install[..], options].concat(), &values)
-            .await?;
+        self.helm(&[&install[..], options].concat(), values).await?;
         self.product_is_ready().await
     }
 

@@ -1,7 +1,7 @@
 //! The port for probes and Prometheus: alive, ready (and if not, why not), metrics.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::State;
@@ -9,7 +9,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use icbd_net::Refused;
-use icbd_net::door::{Door, Limits, Share};
+use icbd_net::door;
 use icbd_wire::control::PoolState;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -19,14 +19,6 @@ use crate::identity::Standing;
 use crate::metrics::Metrics;
 use crate::pool::reason_for;
 use crate::watch::Facts;
-
-/// Anybody may ask; a connection that is kept is made anew now and then.
-const LIMITS: Limits = Limits {
-    greeting: Share { all: 64, each: 32 },
-    connected: Share { all: 128, each: 32 },
-    within: Duration::from_secs(1),
-    lasting: Some(Duration::from_secs(30)),
-};
 
 #[derive(Clone)]
 pub(crate) struct Health {
@@ -42,8 +34,7 @@ pub(crate) async fn serve(
     refused: Arc<Refused>,
     closing: CancellationToken,
 ) -> Result<()> {
-    let door = Door::new(listener, "health", LIMITS, refused);
-    let guests = door.guests(closing.clone(), |stream| async { Ok((stream, None)) });
+    let guests = door::for_health(listener, refused, closing.clone());
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))

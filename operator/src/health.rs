@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -11,19 +10,11 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use icbd_net::Refused;
-use icbd_net::door::{Door, Limits, Share};
+use icbd_net::door;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-
-/// Anybody may ask; a connection that is kept is made anew now and then.
-const LIMITS: Limits = Limits {
-    greeting: Share { all: 64, each: 32 },
-    connected: Share { all: 128, each: 32 },
-    within: Duration::from_secs(1),
-    lasting: Some(Duration::from_secs(30)),
-};
 
 /// Serves until `closing`. Every replica is ready: those that do not lead stand by.
 pub(crate) async fn serve(
@@ -32,8 +23,7 @@ pub(crate) async fn serve(
     refused: Arc<Refused>,
     closing: CancellationToken,
 ) -> io::Result<()> {
-    let door = Door::new(listener, "health", LIMITS, refused);
-    let guests = door.guests(closing, |stream| async { Ok((stream, None)) });
+    let guests = door::for_health(listener, refused, closing);
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ok\n" }))

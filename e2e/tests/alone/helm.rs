@@ -78,28 +78,11 @@ async fn helm_uninstall_and_install_again_lose_nothing_and_find_their_pools() ->
         let authority = s.cluster.signing().await?;
         assert!(authority.is_some());
 
-        let values = s
-            .cluster
-            .helm(&["get", "values", "icbd", "-o", "yaml"], "")
-            .await?;
-        s.cluster
-            .helm(&["uninstall", "icbd", "--wait", "--timeout=2m"], "")
-            .await?;
+        let values = s.cluster.uninstall().await?;
         s.numbers_become("disk", &NODES, &[1, 2]).await?;
         s.snapshot("third", json!({"image": "disk"})).await?;
 
-        let chart = s.cluster.chart();
-        let install = [
-            "install",
-            "icbd",
-            &chart,
-            "--wait",
-            "--timeout=3m",
-            "--values",
-            "-",
-        ];
-        s.cluster.helm(&install, &values).await?;
-        s.cluster.product_is_ready().await?;
+        s.cluster.install(&values, &[]).await?;
         let third = s.replicated("third").await?;
         for node in ["node-2", "node-3"] {
             let mode = replica(&third, node).and_then(|row| row.mode);

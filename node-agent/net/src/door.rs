@@ -61,6 +61,25 @@ pub struct Door {
     refused: Arc<Refused>,
 }
 
+/// Of the port for health and metrics. Anybody may ask; a connection that is kept is made anew now
+/// and then.
+const HEALTH: Limits = Limits {
+    greeting: Share { all: 64, each: 32 },
+    connected: Share { all: 128, each: 32 },
+    within: Duration::from_secs(1),
+    lasting: Some(Duration::from_secs(30)),
+};
+
+/// Opens the port for health and metrics: those who ask, and nobody is asked who it is.
+pub fn for_health(
+    listener: TcpListener,
+    refused: Arc<Refused>,
+    closing: CancellationToken,
+) -> Guests<TcpStream> {
+    let door = Door::new(listener, "health", HEALTH, refused);
+    door.guests(closing, |stream| async { Ok((stream, None)) })
+}
+
 /// Listens on `address`; on all addresses of IPv4 where all of IPv6 was meant and there is none.
 ///
 /// # Errors

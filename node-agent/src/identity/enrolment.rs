@@ -80,7 +80,6 @@ impl Enrolment {
             };
             unreadable = false;
             let pem = used.pem();
-            let mut counts = used.stands(SystemTime::now());
             if authorities != pem.authorities {
                 let believed = Pem {
                     authorities: authorities.clone(),
@@ -89,11 +88,10 @@ impl Enrolment {
                 match Credentials::new(believed) {
                     Ok(credentials) => {
                         tracing::info!("other authorities are believed from now on");
-                        counts = credentials.stands(SystemTime::now());
-                        identity.replace(credentials);
-                        if !counts {
+                        if !credentials.stands(SystemTime::now()) {
                             renew_at = Instant::now();
                         }
+                        identity.replace(credentials);
                     }
                     Err(error) => tracing::warn!(%error, "the new authorities cannot be used"),
                 }
@@ -110,6 +108,7 @@ impl Enrolment {
                 }
                 Err(error) => {
                     let pause = pauses.next();
+                    let counts = identity.current().stands(SystemTime::now());
                     tracing::warn!(%error, counts, "the certificate was not renewed; trying again");
                     renew_at = Instant::now() + pause;
                 }
