@@ -228,11 +228,12 @@ async fn a_disk_that_turns_read_only_is_told() {
     turn_read_only(&pair.pools[1]).await;
     for ended in pair.ended(&plan).await {
         failed_with(&ended, Reason::PoolUnavailable, &[]);
-        // Whoever sees it first: the command that fails, or the agent that looks at its pool.
-        let command = ["desktops/win11/1", "Read-only file system (os error 30)"];
+        // Whoever sees it first: what is written, a command or a checkpoint's record, or the agent
+        // that looks at its pool.
+        let written = ["desktops/win11/", "Read-only file system (os error 30)"];
         let look = ["/pool", "is mounted read-only"];
         let told = |words: [&str; 2]| words.iter().all(|words| ended.message.contains(words));
-        assert!(told(command) || told(look), "{}", ended.message);
+        assert!(told(written) || told(look), "{}", ended.message);
         assert!(ended.transient);
     }
     assert!(!pair.receiver.has(1));
