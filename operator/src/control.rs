@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
+use icbd_net::Pauses;
 use icbd_planner::Refusal;
 use kube::Resource;
 use kube_runtime::applier;
@@ -32,12 +33,12 @@ pub(crate) struct Context {
     pub(crate) retries: Retries,
 }
 
-/// How often each object has failed in a row, so that pauses grow.
+/// The pauses of each object that has failed.
 #[derive(Default)]
-pub(crate) struct Retries(Mutex<HashMap<String, u32>>);
+pub(crate) struct Retries(Mutex<HashMap<String, Pauses>>);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(40);
 
 impl Retries {
     fn succeeded(&self, object: &str) {
@@ -47,16 +48,11 @@ impl Retries {
             .remove(object);
     }
 
-    /// The pause after one more failure, spread so that what failed together does not come back
-    /// together.
+    /// The pause after one more failure.
     fn failed(&self, object: String) -> Duration {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(object).or_default();
-        let pause = FIRST_PAUSE
-            .saturating_mul(1 << (*count).min(16))
-            .min(LONGEST_PAUSE);
-        *count = count.saturating_add(1);
-        pause.mul_f64(0.75 + fastrand::f64() / 2.0)
+        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = || Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
+        failed.entry(object).or_insert_with(first).after_failure()
     }
 }
 
@@ -130,12 +126,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_cap_and_success_starts_over() {
+    fn each_object_has_its_own_pauses_and_success_starts_over() {
         let retries = Retries::default();
-        let pauses: Vec<Duration> = (0..40).map(|_| retries.failed("a".into())).collect();
-        assert!(pauses[0] < Duration::from_secs(1), "{:?}", pauses[0]);
-        assert!(pauses[39] >= Duration::from_secs(45) && pauses[39] <= Duration::from_secs(75));
+        let fails = |object: &str| retries.failed(object.to_owned());
+        let last = (0..40).map(|_| fails("a")).last().unwrap();
+        assert!(last >= LONGEST_PAUSE, "{last:?}");
+        assert!(fails("b") < 2 * FIRST_PAUSE);
         retries.succeeded("a");
-        assert!(retries.failed("a".into()) < Duration::from_secs(1));
+        assert!(fails("a") < 2 * FIRST_PAUSE);
     }
 }

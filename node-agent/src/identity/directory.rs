@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use icbd_net::{Credentials, Identity, Pem};
 use tokio::time::sleep;
 
-use super::{READ_AGAIN, renewed, unusable};
+use super::{Obstacle, READ_AGAIN, renewed, unusable};
 use crate::error::{Error, Result, blocking};
 
 /// A directory with the files `tls.crt`, `tls.key` and `ca.crt`.
@@ -29,7 +29,7 @@ impl Directory {
 
     /// Takes what has changed in it into use. While that cannot be used, the last that could stays.
     pub(super) async fn keep(&self, identity: &Identity) {
-        let mut refused = None;
+        let mut obstacle = Obstacle::default();
         loop {
             sleep(READ_AGAIN).await;
             let (this, used) = (self.clone(), identity.current());
@@ -39,19 +39,13 @@ impl Directory {
                 changed.then(|| this.credentials(&pem)).transpose()
             });
             match read.await {
-                Ok(None) => refused = None,
+                Ok(None) => obstacle.gone(),
                 Ok(Some(credentials)) => {
                     renewed(&credentials);
                     identity.replace(credentials);
-                    refused = None;
+                    obstacle.gone();
                 }
-                Err(error) => {
-                    let why = error.to_string();
-                    if refused.as_ref() != Some(&why) {
-                        tracing::warn!(%error, "this agent keeps its old identity");
-                        refused = Some(why);
-                    }
-                }
+                Err(error) => obstacle.met(&error, "this agent keeps its old identity"),
             }
         }
     }

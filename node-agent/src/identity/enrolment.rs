@@ -5,20 +5,21 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use icbd_net::{Credentials, Identity, Key, Name, Pem, Trust, grpc, renewal_at};
+use icbd_net::{Credentials, Identity, Key, Name, Pauses, Pem, Trust, grpc, renewal_at};
 use icbd_wire::enrolment::EnrolRequest;
 use icbd_wire::enrolment::enrolment_client::EnrolmentClient;
 use tokio::fs;
 use tokio::time::{Instant, sleep};
 
-use super::{READ_AGAIN, Standing, renewed, unusable};
+use super::{Obstacle, READ_AGAIN, Standing, renewed, unusable};
 use crate::error::{Error, Result};
 
 /// How long the operator may take to answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// The pauses between tries: the first, and the longest.
-const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
+fn pauses() -> Pauses {
+    Pauses::new(Duration::from_millis(500), Duration::from_secs(10))
+}
 
 /// The file with the authorities' certificates.
 const AUTHORITIES: &str = "ca.crt";
@@ -39,7 +40,7 @@ pub(crate) struct Enrolment {
 impl Enrolment {
     /// Asks for a certificate until there is one.
     pub(super) async fn first(&self, standing: &Standing) -> Credentials {
-        let mut pauses = Pauses::new();
+        let mut pauses = pauses();
         loop {
             let enrolled = match self.authorities().await {
                 Ok(authorities) => self.enrol(authorities).await,
@@ -55,65 +56,73 @@ impl Enrolment {
                     standing.lack(error.to_string());
                 }
             }
-            sleep(pauses.next()).await;
+            sleep(pauses.after_failure()).await;
         }
     }
 
     /// Renews the certificate at two thirds of its life, and when the authorities that are believed
     /// no longer vouch for it; takes new authorities into use at once.
     pub(super) async fn keep(&self, identity: &Identity) {
-        let mut pauses = Pauses::new();
+        let mut pauses = pauses();
         let mut renew_at = renewal(&identity.current());
-        let mut unreadable = false;
+        let mut obstacle = Obstacle::default();
         loop {
             sleep(READ_AGAIN).await;
-            let used = identity.current();
-            let authorities = match self.authorities().await {
-                Ok(authorities) => authorities,
-                Err(error) => {
-                    if !unreadable {
-                        tracing::warn!(%error, "the authorities that were believed still are");
+            match self.believing(&identity.current()).await {
+                Ok(None) => obstacle.gone(),
+                Ok(Some(credentials)) => {
+                    tracing::info!("other authorities are believed from now on");
+                    if !credentials.stands(SystemTime::now()) {
+                        renew_at = Instant::now();
                     }
-                    unreadable = true;
-                    continue;
+                    identity.replace(credentials);
+                    obstacle.gone();
                 }
-            };
-            unreadable = false;
-            let pem = used.pem();
-            if authorities != pem.authorities {
-                let believed = Pem {
-                    authorities: authorities.clone(),
-                    ..pem.clone()
-                };
-                match Credentials::new(believed) {
-                    Ok(credentials) => {
-                        tracing::info!("other authorities are believed from now on");
-                        if !credentials.stands(SystemTime::now()) {
-                            renew_at = Instant::now();
-                        }
-                        identity.replace(credentials);
-                    }
-                    Err(error) => tracing::warn!(%error, "the new authorities cannot be used"),
+                Err(error) => {
+                    obstacle.met(&error, "the authorities that were believed still are");
                 }
             }
             if Instant::now() < renew_at {
                 continue;
             }
+            let authorities = identity.current().pem().authorities.clone();
             match self.enrol(authorities).await {
                 Ok(credentials) => {
                     renew_at = renewal(&credentials);
                     renewed(&credentials);
                     identity.replace(credentials);
-                    pauses = Pauses::new();
+                    pauses.start_over();
                 }
                 Err(error) => {
-                    let pause = pauses.next();
+                    let pause = pauses.after_failure();
                     let counts = identity.current().stands(SystemTime::now());
                     tracing::warn!(%error, counts, "the certificate was not renewed; trying again");
                     renew_at = Instant::now() + pause;
                 }
             }
         }
+    }
+
+    /// The credentials in use with the authorities that are to be believed now; `None` if those are
+    /// the same.
+    async fn believing(&self, used: &Credentials) -> Result<Option<Credentials>> {
+        let authorities = self.authorities().await?;
+        let pem = used.pem();
+        if authorities == pem.authorities {
+            return Ok(None);
+        }
+        let believing = Pem {
+            authorities,
+            ..pem.clone()
+        };
+        let credentials = Credentials::new(believing);
+        credentials.map(Some).map_err(unusable(self.using()))
+    }
+
+    /// What an error about the authorities says it was about.
+    fn using(&self) -> String {
+        let path = self.trust_dir.join(AUTHORITIES);
+        format!("use the authorities in {}", path.display())
     }
 
     async fn authorities(&self) -> Result<Vec<u8>> {
@@ -128,10 +137,7 @@ impl Enrolment {
         let token = fs::read_to_string(&self.token_file)
             .await
             .map_err(Error::io(format!("read the token in {path}")))?;
-        let trust = Trust::from_pem(&authorities).map_err(unusable(format!(
-            "use the authorities in {}",
-            self.trust_dir.join(AUTHORITIES).display()
-        )))?;
+        let trust = Trust::from_pem(&authorities).map_err(unusable(self.using()))?;
         let key = Key::generate().map_err(unusable("make a key".to_owned()))?;
         let request = EnrolRequest {
             token: token.trim().to_owned(),
@@ -166,19 +172,4 @@ fn renewal(credentials: &Credentials) -> Instant {
     let now = SystemTime::now();
     let at = renewal_at(now, credentials.not_after(), fastrand::f64());
     Instant::now() + at.duration_since(now).unwrap_or_default()
-}
-
-/// Growing pauses, spread so that agents that failed together do not come back together.
-struct Pauses(Duration);
-
-impl Pauses {
-    fn new() -> Self {
-        Self(PAUSES[0])
-    }
-
-    fn next(&mut self) -> Duration {
-        let pause = self.0;
-        self.0 = (pause * 2).min(PAUSES[1]);
-        pause.mul_f64(0.75 + fastrand::f64() / 2.0)
-    }
 }

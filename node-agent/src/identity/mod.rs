@@ -129,6 +129,24 @@ fn renewed(credentials: &Credentials) {
     tracing::info!(%name, certificate, "the identity was renewed");
 }
 
+/// What stands in the way of something that is tried each second: told once, not each time.
+#[derive(Default)]
+struct Obstacle(Option<String>);
+
+impl Obstacle {
+    fn met(&mut self, error: &Error, consequence: &str) {
+        let why = error.to_string();
+        if self.0.as_ref() != Some(&why) {
+            tracing::warn!(%error, "{consequence}");
+            self.0 = Some(why);
+        }
+    }
+
+    fn gone(&mut self) {
+        self.0 = None;
+    }
+}
+
 fn unusable<E>(doing: String) -> impl FnOnce(E) -> Error
 where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use icbd_net::Pauses;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -14,13 +15,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an agent may take to listen again.
 const RESTART: Duration = Duration::from_secs(12);
 
-/// How long to wait before the next attempt: at first, and at most.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long to wait before the next attempt: at first, and about at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Connects to `address`, more than once if need be. Dropped, it tries no more.
 pub(super) async fn reach(address: SocketAddr) -> io::Result<TcpStream> {
     let give_up = Instant::now() + RESTART;
-    let mut pause = PAUSE.0;
+    let mut pauses = Pauses::new(PAUSE.0, PAUSE.1);
     loop {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
         let error = match connected.await {
@@ -31,12 +32,12 @@ pub(super) async fn reach(address: SocketAddr) -> io::Result<TcpStream> {
                 io::Error::new(io::ErrorKind::TimedOut, message)
             }
         };
+        let pause = pauses.after_failure();
         if !may_pass(&error) || Instant::now() + pause > give_up {
             return Err(error);
         }
         tracing::info!(%address, %error, "nobody there yet: trying again");
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use icbd_net::{Fingerprint, Name, grpc};
+use icbd_net::{Fingerprint, Name, Pauses, grpc};
 use icbd_planner::{ImageKey, Inventory, NodeName, Pool, SnapshotNumber};
 use icbd_wire::control as pb;
 use icbd_wire::control::agent_client::AgentClient;
@@ -21,14 +21,14 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const PING_EVERY: Duration = Duration::from_secs(10);
 const LOST_AFTER: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// Inventories of images with tens of thousands of snapshots.
 const LARGEST_MESSAGE: usize = 64 << 20;
 
 /// Stays in touch with one agent until it is dropped.
 pub(super) async fn stay_in_touch(agents: Arc<Agents>, node: NodeName, address: SocketAddr) {
     let _presence = Presence::new(&agents, node.clone(), address);
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
         let (told_all, why) = match watch(&agents, &node, address).await {
             Ok(mut told) => {
@@ -39,13 +39,10 @@ pub(super) async fn stay_in_touch(agents: Arc<Agents>, node: NodeName, address: 
         };
         warn!(%node, %address, why, "lost the agent");
         agents.lost(&node, address, why);
-        pause = if told_all {
-            FIRST_PAUSE
-        } else {
-            (pause * 2).min(LONGEST_PAUSE)
-        };
-        // Spread, so that 200 agents are not dialled in step.
-        tokio::time::sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+        if told_all {
+            pauses.start_over();
+        }
+        tokio::time::sleep(pauses.after_failure()).await;
     }
 }
 
