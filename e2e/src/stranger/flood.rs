@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures::future::join_all;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -35,11 +36,7 @@ impl Flood {
         };
         // Where it may not, fewer connections come about, and the report says so.
         let _ = setrlimit(Resource::Nofile, raised);
-        let mut flooded = Vec::new();
-        for at in &self.at {
-            flooded.push(self.flood(*at).await);
-        }
-        flooded
+        join_all(self.at.iter().map(|at| self.flood(*at))).await
     }
 
     async fn flood(&self, at: SocketAddr) -> Flooded {

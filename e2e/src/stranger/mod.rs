@@ -135,11 +135,10 @@ pub enum Answer {
     Granted(String),
 }
 
-/// Connections that want nothing but to be there, all at once for each address, one address after
-/// the other.
+/// Connections that want nothing but to be there, all at once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Flood {
-    /// Where.
+    /// Where: each of these gets all that follow.
     pub at: Vec<SocketAddr>,
     /// So many begin a handshake and do not go on.
     pub half_open: usize,

@@ -28,12 +28,14 @@ const BACK: Duration = Duration::from_secs(10);
 /// How many connections of each kind go to a port.
 const CONNECTIONS: usize = 2000;
 
-/// The content of the images: what is sent at full speed, and what while the flood is on.
+/// The content of the image that is sent at full speed.
 const FREE: u64 = 512 * MIB;
-const FLOODED: u64 = 2048 * MIB;
 
-/// How long the transfer has to last at least, for the flood to fall within it.
-const LASTS: u64 = 75;
+/// How long the other transfer takes, s: the flood is to fall within it.
+const LASTS: u64 = 45;
+
+/// What that one may need of a pool at most.
+const FLOODED: u64 = 6144 * MIB;
 
 const AGENTS: &[u16] = &[CONTROL_PORT, DATA_PORT, HEALTH_PORT];
 const OPERATORS: &[u16] = &[ENROLMENT_PORT, HEALTH_PORT];
@@ -116,7 +118,7 @@ impl Flooding {
     }
 }
 
-/// Floods every port once; meanwhile the most memory that each process was seen to have.
+/// Floods every port at once; meanwhile the most memory that each process was seen to have.
 async fn flood(
     cluster: &Cluster,
     stranger: &Stranger<'_>,
@@ -167,7 +169,7 @@ async fn a_flood_on_every_port_leaves_the_running_transfer_and_bounded_memory() 
     alone("flood", async |s| {
         let free = free_rate(s).await?;
         let limit = (free / 2).min(FLOODED / LASTS);
-        image(s, "disk", FLOODED).await?;
+        image(s, "disk", limit * LASTS).await?;
         let target = json!({"nodes": selecting(&["node-2"]), "bandwidth": limit.to_string()});
         s.target(target).await?;
         let stranger = s.stranger("node-3").await?;
@@ -215,7 +217,7 @@ async fn a_flood_on_every_port_leaves_the_running_transfer_and_bounded_memory() 
         assert_ne!(
             after.state,
             Some(ReplicaState::Complete),
-            "the transfer was over before the flood: raise FLOODED"
+            "the transfer was over before the flood: raise LASTS"
         );
 
         // Everything is back: new connections are let in everywhere, and a new transfer begins.
