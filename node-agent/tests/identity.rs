@@ -293,6 +293,7 @@ async fn nobody_commands_but_the_operator_of_this_installation() {
         client.describe(DescribeRequest {}).await.ok()
     };
     assert!(called.await.is_none(), "a call in the clear was answered");
+    pair.receiver.logged("\"reason\":\"NotTls\"");
     let (_, metrics) = pair.receiver.health("/metrics");
     for line in [
         "icbd_refused_connections_total{port=\"control\",reason=\"NotTheOperator\"} 2",

@@ -131,9 +131,8 @@ impl Images {
     /// Looks at all images afresh, each under its lock, so that no older sight of one replaces a
     /// newer. What cannot be read stays as it is known; the next look may succeed.
     pub(crate) async fn rescan(&self) {
-        let pool = Arc::clone(&self.pool);
-        let found = match blocking(move || inventory::images(&pool.open()?)).await {
-            Ok(found) => found,
+        let found = match self.found().await {
+            Ok((_, found)) => found,
             Err(error) => {
                 tracing::debug!(%error, "cannot look at the images");
                 return;
@@ -146,6 +145,16 @@ impl Images {
             }
         }
         self.forget_counts_of_what_is_gone();
+    }
+
+    /// Which pool there is, and what images are in it.
+    async fn found(&self) -> Result<(PoolId, Vec<ImageId>)> {
+        let pool = Arc::clone(&self.pool);
+        blocking(move || {
+            let pool = pool.open()?;
+            Ok((pool.id, inventory::images(&pool)?))
+        })
+        .await
     }
 
     /// Looks at one image, unless somebody works on it, who will tell of it in the end.
@@ -188,12 +197,7 @@ impl Images {
     where
         F: Fn(&ImageId, SnapshotNumber, Expectation) -> bool + Clone + Send + 'static,
     {
-        let pool = Arc::clone(&self.pool);
-        let (settling, found) = blocking(move || {
-            let pool = pool.open()?;
-            Ok((pool.id, inventory::images(&pool)?))
-        })
-        .await?;
+        let (settling, found) = self.found().await?;
         for id in found {
             let (image, await_again) = (id.clone(), await_again.clone());
             let settled = self
@@ -237,24 +241,25 @@ impl Images {
         *self.settled.borrow()
     }
 
-    /// Removes the checkpoints that nothing has gone on from for long, where nobody works on the
-    /// image.
+    /// Removes the checkpoints that nothing has gone on from for long.
     async fn expire<F>(&self, is_awaited: &F)
     where
         F: Fn(&ImageId, SnapshotNumber) -> bool + Clone + Send + 'static,
     {
-        for (id, _) in self.facts.images() {
-            let Ok(alone) = self.lock(&id).try_lock_owned() else {
-                continue;
-            };
+        let found = match self.found().await {
+            Ok((_, found)) => found,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for old checkpoints");
+                return;
+            }
+        };
+        for id in found {
             let (images, image, is_awaited) = (self.clone(), id.clone(), is_awaited.clone());
-            let expired = blocking(move || {
-                let _alone = alone;
-                let pool = images.pool.open()?;
-                if !images.is_settled(&pool) {
+            let expired = self.proceed(&id, move |pool| {
+                if !images.is_settled(pool) {
                     return Ok(());
                 }
-                let Some(dir) = ImageDir::open(&pool, &image)? else {
+                let Some(dir) = ImageDir::open(pool, &image)? else {
                     return Ok(());
                 };
                 let Some(meta) = Meta::open(&dir)? else {
@@ -285,10 +290,7 @@ impl Images {
                 () = closing.cancelled() => return,
                 _ = tick.tick() => self.rescan().await,
                 // The first time as soon as there is a pool.
-                _ = expire.tick(), if self.settled().is_some() => {
-                    self.rescan().await;
-                    self.expire(&is_awaited).await;
-                }
+                _ = expire.tick(), if self.settled().is_some() => self.expire(&is_awaited).await,
             }
         }
     }
