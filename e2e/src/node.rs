@@ -48,7 +48,8 @@ impl Node<'_> {
     /// # Errors
     /// When the node does not run.
     pub async fn numbers(&self, dir: &str) -> Outcome<Vec<u64>> {
-        let list = format!("[ ! -d {dir} ] || find {dir} -mindepth 1 -maxdepth 1 -printf '%f\\n'");
+        // Names alone, not what they are: what is there may be gone a moment later.
+        let list = format!("ls -A {dir} 2>/dev/null || [ ! -d {dir} ]");
         let names = self.sh(&list).await?;
         let mut numbers: Vec<u64> = names.lines().filter_map(|name| name.parse().ok()).collect();
         numbers.sort_unstable();
@@ -76,7 +77,7 @@ impl Node<'_> {
         // 256 is the inode of a subvolume's root.
         let script = format!(
             "cd {POOL} && [ -d {namespace} ] || exit 0
-             find {namespace} -mindepth 2 -maxdepth 2 -inum 256 -print0 |
+             find {namespace} -ignore_readdir_race -mindepth 2 -maxdepth 2 -inum 256 -print0 |
                  xargs -0r btrfs subvolume delete --commit-after >/dev/null
              rm -rf {namespace}"
         );
