@@ -163,6 +163,10 @@ impl Mounts {
 
     fn believe(&self, authorities: &[&Authority]) {
         let bundle: String = authorities.iter().map(|it| it.certificate_pem()).collect();
+        self.put(&bundle);
+    }
+
+    fn put(&self, bundle: &str) {
         let new = self.path().join(".new");
         fs::write(&new, bundle).unwrap();
         fs::rename(new, self.path().join("ca.crt")).unwrap();
@@ -243,6 +247,11 @@ async fn an_agent_renews_in_time_and_tells_whom_it_believes() {
     let operator = command(&office, &node).await;
     operator.init_pool().await;
     office.wait_for_visits(3).await;
+
+    // Authorities that cannot be used: it goes on with those that it believes, and renews.
+    mounts.put("no certificate");
+    node.logged("the authorities that were believed still are");
+    office.wait_for_visits(office.visits() + 2).await;
 
     // A new authority: both are believed, then only the new one, which has to be asked then.
     let (old, new) = (office.authority(), Arc::new(authority()));

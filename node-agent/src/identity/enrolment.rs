@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 /// How long the operator may take to answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
+/// Between tries that fail.
 fn pauses() -> Pauses {
     Pauses::new(Duration::from_millis(500), Duration::from_secs(10))
 }

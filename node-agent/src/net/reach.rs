@@ -15,7 +15,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an agent may take to listen again.
 const RESTART: Duration = Duration::from_secs(12);
 
-/// How long to wait before the next attempt: at first, and about at most.
+/// What the pauses before the next attempt begin with, and grow to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Connects to `address`, more than once if need be. Dropped, it tries no more.
